@@ -1,0 +1,137 @@
+"""`controlkit generate`: control maps and a prompt become pictures."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from controlkit.cli.output import common_options
+
+if TYPE_CHECKING:
+    from controlkit.cli.output import Output
+
+
+@click.command()
+@click.option("--control", "controls", multiple=True, required=True, metavar="[TYPE=]FILE[@WEIGHT[:START[:END]]]",
+              help="A control map; more than one joins several.")  # fmt: skip
+@click.option("--controlnet", "controlnets", multiple=True, metavar="[TYPE=]NET",
+              help="The ControlNet for it: a folder or a hub id.")  # fmt: skip
+@click.option("--prompt", default="", help="What to paint.")
+@click.option("--negative", default="", help="What not to paint.")
+@click.option("--base", metavar="BASE", help="A folder or a hub id of SD 1.x, 2.x or SDXL.")
+@click.option("--sampler", default="dpmpp_2m_karras", show_default=True, help="How the noise is removed.")
+@click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
+@click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
+@click.option("--seed", type=int, help="Picture i starts from SEED + i.  [default: a random one, which is said]")
+@click.option("--num", default=1, show_default=True, help="Pictures.")
+@click.option("--size", metavar="WxH", help="Pixels.  [default: the control map's]")
+@click.option("--out", default="outputs", show_default=True, type=click.Path(path_type=Path),
+              help="A folder, or FILE.png for one picture.")  # fmt: skip
+@click.option("--annotate", is_flag=True, help="The control FILE is a photograph: make its map first, and keep it.")
+@click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
+              help="Precision.  [default: float16 on cuda, else float32]")  # fmt: skip
+@common_options(answers=True)
+def command(
+    controls: tuple[str, ...],
+    controlnets: tuple[str, ...],
+    prompt: str,
+    negative: str,
+    base: str | None,
+    sampler: str,
+    steps: int,
+    cfg: float,
+    seed: int | None,
+    num: int,
+    size: str | None,
+    out: Path,
+    annotate: bool,
+    device: str | None,
+    dtype: str | None,
+    output: Output,
+) -> int:
+    """Paint pictures that follow control maps.
+
+    FILE is a map that `controlkit annotate` made, or a photograph with --annotate. The same settings give the same
+    picture; they stand in the PNG as JSON. No safety checker is loaded.
+    """
+    from controlkit.errors import RequestError
+    from controlkit.files import atomic_write_bytes, need_writable
+    from controlkit.generation.request import Control, Net, Request, parse_size
+    from controlkit.generation.settings import encode_picture
+    from controlkit.models.bases import DEFAULT_BASE
+
+    if not controlnets:
+        raise RequestError(
+            "no ControlNet is given; expected --controlnet FOLDER, e.g. --controlnet runs/circles/controlnet"
+        )
+    if base is None:
+        base = DEFAULT_BASE
+        output.say(
+            f"base: {base}, a tiny one with random weights, which paints noise; a real one: --base FOLDER_OR_HUB_ID"
+        )
+    if seed is None:
+        seed = secrets.randbelow(2**31)
+        output.say(f"seed: {seed}")
+    request = Request(
+        controls=tuple(Control.parse(text) for text in controls),
+        controlnets=tuple(Net.parse(text) for text in controlnets),
+        prompt=prompt,
+        negative=negative,
+        base=base,
+        sampler=sampler,
+        steps=steps,
+        cfg=cfg,
+        seed=seed,
+        num=num,
+        size=parse_size(size) if size else None,
+        annotate=annotate,
+    )
+    one_file = out.suffix.lower() == ".png"
+    if one_file and num > 1:
+        raise RequestError(f"--out {out} is one file, --num {num} are several pictures; give a folder")
+    need_writable(out.parent if one_file else out, "--out")
+
+    import torch
+
+    from controlkit.generation.generate import generate
+    from controlkit.models.devices import choose_device
+
+    where = choose_device(device)
+    precision = getattr(torch, dtype or ("float16" if where.type == "cuda" else "float32"))
+    written = []
+    with output.progress("generate", "steps") as progress:
+        for picture in generate(request, device=where, dtype=precision, say=output.say, progress=progress):
+            png = encode_picture(picture.image, picture.settings)
+            if one_file:
+                path = out
+                atomic_write_bytes(path, png)
+            else:
+                path = _write_new(out, picture.seed, png)
+            written.append({"path": str(path), "seed": picture.seed})
+            for name, made in picture.made_maps.items():
+                atomic_write_bytes(path.with_name(f"{path.stem}.{name}.png"), made)
+            if not output.as_json:
+                click.echo(str(path))
+    if output.as_json:
+        output.answer("", {"pictures": written})
+    return 0
+
+
+def _write_new(folder: Path, seed: int, png: bytes) -> Path:
+    """Under the next free number; a file that is there is never written over, also when two runs share the folder."""
+    from controlkit.files import atomic_create_bytes
+
+    taken = [int(path.name[:6]) for path in folder.glob("[0-9]" * 6 + "_*.png")]
+    number = max(taken, default=0) + 1
+    while True:
+        path = folder / f"{number:06d}_seed{seed}.png"
+        try:
+            atomic_create_bytes(path, png)
+        except FileExistsError:
+            number += 1
+        else:
+            return path

@@ -1,0 +1,55 @@
+"""`controlkit train`, and the arguments of train_controlnet.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from controlkit.cli.output import common_options
+
+if TYPE_CHECKING:
+    from controlkit.cli.output import Output
+
+
+@click.command()
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]…")
+@click.option("--config", "config_name", metavar="NAME_OR_FILE", help="A YAML of yours, or one of ours by name.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the resolved config, train nothing.")
+@click.option("--resume", is_flag=True, help="Go on from the newest sound checkpoint in the output folder.")
+@common_options(answers=True)
+def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, resume: bool, output: Output) -> int:
+    """Train a ControlNet, in one process.
+
+    On several GPUs or machines: `accelerate launch train_controlnet.py` with the same arguments. KEY=VALUE overrides
+    the config, e.g. `data.path=data lr=2e-5 steps=20000`; `--dry-run` prints all there are.
+    """
+    import controlkit.toybox.register  # noqa: F401  (its worlds can be named as data.path)
+    from controlkit.cli.output import Output
+    from controlkit.config import build, find_config, to_dict, to_yaml
+    from controlkit.data.rows import find_dataset, read_dataset
+    from controlkit.models.bases import find_base
+    from controlkit.processes import Processes
+    from controlkit.training.config import TrainConfig, check_against_base
+
+    config = build(TrainConfig, find_config(config_name) if config_name else None, settings)
+    if dry_run:
+        base = find_base(config.base)
+        check_against_base(config, base)
+        rows = read_dataset(find_dataset(config.data.path), config.data.condition)
+        data = to_dict(config) | {"rows": len(rows), "family": base.family}
+        output.answer(to_yaml(config) + f"# {len(rows)} rows · {base.family} · nothing was trained", data)
+        return 0
+
+    from train_controlnet import train
+
+    processes = Processes.launched()
+    if not processes.first:
+        output = Output(quiet=True)
+    with output.progress("train", "steps") as progress:
+        folder = train(config, resume=resume, say=output.say, progress=progress)
+    if processes.first:
+        result = {"run": str(folder), "controlnet": str(folder / "controlnet"), "steps": config.steps}
+        text = f"{folder / 'controlnet'} is ready; look at {folder / 'samples'} and {folder / 'README.md'}"
+        output.answer(text, result)
+    return 0

@@ -1,0 +1,84 @@
+"""Reading any picture people own as uint8 (H, W, 3) RGB, upright, or refusing it in one line."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from controlkit.errors import RequestError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
+
+MAX_PIXELS = 178_956_970
+"""Pillow's own bound against decompression bombs: about 13,377 x 13,377."""
+
+
+class BadPicture(RequestError):  # noqa: N818 (named for what came, not for what went wrong)
+    """This file is no picture that can be read; the rest of a folder is not touched by it."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """The picture as people see it: EXIF rotation applied, 16 bits scaled to 8, transparency laid on white."""
+    try:
+        return decode_picture(path, path.read_bytes())
+    except FileNotFoundError:
+        raise BadPicture(path, "there is no such file") from None
+    except OSError as reason:
+        raise BadPicture(path, f"cannot be read ({reason.strerror})") from None
+
+
+def decode_picture(path: Path, data: bytes) -> NDArray[np.uint8]:
+    """`read_picture` of bytes that were read already; `path` is for the messages."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if not data:
+        raise BadPicture(path, "is empty (0 bytes); get a whole copy")
+    try:
+        with warnings.catch_warnings():
+            # Large is allowed up to MAX_PIXELS; Pillow warns from half of that. A damaged EXIF block is no damage.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as opened:
+                opened.load()
+                return _rgb(path, ImageOps.exif_transpose(opened))
+    except BadPicture:
+        raise
+    except UnidentifiedImageError:
+        raise BadPicture(path, f"no picture: its {len(data):,} bytes are in no format that Pillow reads") from None
+    except Image.DecompressionBombError:
+        raise BadPicture(path, f"has more than {MAX_PIXELS:,} pixels; make it smaller first") from None
+    except MemoryError:
+        raise BadPicture(path, "needs more memory than there is; make it smaller first") from None
+    except Exception as reason:  # a damaged file makes decoders raise nearly anything, SyntaxError too
+        text = " ".join(str(reason).split()) or type(reason).__name__
+        raise BadPicture(path, f"damaged or cut off ({text}); get a whole copy") from None
+
+
+def _rgb(path: Path, image: Image) -> NDArray[np.uint8]:
+    """A decoded Pillow picture of any mode as uint8 (H, W, 3) RGB."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16-bit grey of either byte order, or 32-bit, as Pillow holds some 16-bit files
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 65535:
+            values = f"{grey.min()} to {grey.max()}"
+            raise BadPicture(path, f"its values go from {values}, expected 0 to 65535; save it with 8 or 16 bits")
+        return np.repeat(np.round(grey / 257.0).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise BadPicture(path, "its pixels are floating-point numbers of no declared range; save it with 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(image.convert("RGB"), dtype=np.uint8)

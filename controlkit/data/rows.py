@@ -1,0 +1,82 @@
+"""The rows that a training or an evaluation reads: picture, control map, captions, and the content that names them."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from controlkit.data import folder as layout
+from controlkit.data.ledger import read_entry
+from controlkit.errors import RequestError, known
+from controlkit.files import sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WORLDS: dict[str, Callable[[], Path]] = {}
+"""Worlds that can be named where a dataset is expected; each gives the folder it was drawn into. Filled from above."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture with its map. `content` is the picture's SHA-256: it names the row whatever the file is called."""
+
+    file_name: str
+    picture: Path
+    control: Path
+    captions: tuple[str, ...]
+    content: str
+
+
+def find_dataset(path: str) -> Path:
+    """A dataset's folder by path or by the name of a world, which is drawn into the cache first."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path in WORLDS:
+        return WORLDS[path]()
+    raise RequestError(f"data.path={path}: there is no such folder, and no world of that name: {known(path, WORLDS)}")
+
+
+def read_dataset(folder: Path, condition: str) -> list[Row]:
+    """The rows of an annotated folder that have a map of that type, in the order of metadata.jsonl."""
+    make = f"controlkit annotate --type {condition} {folder}"
+    found = layout.read_rows(folder)
+    if not found:
+        layout.find_pictures(folder)  # refuses an empty folder in its own words
+        raise RequestError(f"{folder} holds pictures but no control maps; make them: {make}")
+    column = layout.column(condition)
+    chosen = [row for row in found if row.get(column)]
+    if not chosen:
+        types = sorted({key.removesuffix("_file_name") for row in found for key in row if key.endswith("_file_name")})
+        raise RequestError(f"{folder} has no {condition} maps: {known(condition, types)}; make them: {make}")
+    missing = [name for row in chosen for name in (row["file_name"], row[column]) if not (folder / name).is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise RequestError(f"{folder / missing[0]}{more}: named in metadata.jsonl but missing; run {make}")
+    with ThreadPoolExecutor() as pool:
+        contents = list(pool.map(lambda row: _content(folder, row["file_name"], row[column]), chosen))
+    return [
+        Row(row["file_name"], folder / row["file_name"], folder / row[column], _captions(row), content)
+        for row, content in zip(chosen, contents, strict=True)
+    ]
+
+
+def held_out(row: Row, share: float) -> bool:
+    """Whether the row is kept from training: decided by its content, so that a copy under another name goes with it."""
+    return int(row.content[:8], 16) < share * 2**32
+
+
+def _captions(row: layout.Row) -> tuple[str, ...]:
+    text = row.get("text")
+    if isinstance(text, list):
+        return tuple(str(each) for each in text) or ("",)
+    return (str(text) if text is not None else "",)
+
+
+def _content(folder: Path, picture: str, control: str) -> str:
+    """The hash in the map's ledger spares reading the picture."""
+    entry = read_entry(folder / control)
+    return entry.source_sha256 if entry else sha256(folder / picture)

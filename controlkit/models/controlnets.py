@@ -1,0 +1,143 @@
+"""A ControlNet: made from a base's UNet, saved, found, checked against a base, loaded.
+
+The UNet stays locked. The ControlNet is a trainable copy of its encoder and middle block, a hint encoder that brings
+the control map down to the latent grid, and zero convolutions that join the two: at the start they add exactly nothing
+(ControlNet, arXiv:2302.05543, Eq. 3).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from controlkit.errors import RequestError
+from controlkit.files import atomic_folder, atomic_write_text
+from controlkit.models.bases import Base, family
+from controlkit.models.locate import embedded, find_folder, read_json
+from controlkit.models.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+NOTES = "controlkit.json"
+"""Beside config.json in a ControlNet's folder: what it was trained on. Other tools leave it alone."""
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """A ControlNet on disk: its name as it was asked for, its folder, its config."""
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return read_json(self.folder / "config.json")
+
+    @cached_property
+    def condition(self) -> str | None:
+        """The control type it was trained on, where its folder says so."""
+        notes = self.folder / NOTES
+        return read_json(notes).get("condition") if notes.exists() else None
+
+    def load(self, **options: Any) -> ControlNetModel:
+        from diffusers import ControlNetModel
+
+        quiet_libraries()
+        return ControlNetModel.from_pretrained(self.folder, local_files_only=True, **options)
+
+    def check_fits(self, base: Base) -> None:
+        """Refuse a base that this net was not made for, naming both; reads configs alone."""
+        ours, theirs = self.config, base.unet
+        if family(ours) != family(theirs):
+            raise RequestError(
+                f"ControlNet {self.name!r} was made for {family(ours)}, base {base.name!r} is {base.family}; "
+                f"choose a base of the ControlNet's family"
+            )
+        for key in ("block_out_channels", "layers_per_block"):
+            if ours[key] != theirs[key]:
+                raise RequestError(
+                    f"ControlNet {self.name!r} has {key} {ours[key]}, base {base.name!r} has {theirs[key]}; "
+                    f"choose the base that it was trained on"
+                )
+        factor = hint_factor(ours)
+        if factor != base.vae_factor:
+            raise RequestError(
+                f"ControlNet {self.name!r} reduces its map by {factor}, the VAE of base {base.name!r} by "
+                f"{base.vae_factor}; choose the base that it was trained on"
+            )
+
+
+def hint_channels(vae_factor: int) -> tuple[int, ...]:
+    """Widths of the hint encoder: each after the first halves the map, so that it ends on the latent grid."""
+    widths = (16, 32, 96, 256)
+    count = vae_factor.bit_length()  # log2 + 1
+    return widths[:count] + widths[-1:] * (count - len(widths))
+
+
+def hint_factor(controlnet_config: dict[str, Any]) -> int:
+    """By how much a ControlNet reduces its map."""
+    factor: int = 2 ** (len(controlnet_config["conditioning_embedding_out_channels"]) - 1)
+    return factor
+
+
+def make_controlnet(unet: UNet2DConditionModel, *, vae_factor: int, latent_channels: int, seed: int) -> ControlNetModel:
+    """A fresh ControlNet for this UNet. Its hint encoder is random, so it is a function of `seed`.
+
+    From a 9-channel base it takes the latent channels alone: mask and masked picture are the UNet's own business, and
+    the pipelines hand a ControlNet nothing else.
+    """
+    import torch
+    from diffusers import ControlNetModel
+
+    quiet_libraries()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        controlnet = ControlNetModel.from_unet(
+            unet, conditioning_embedding_out_channels=hint_channels(vae_factor), load_weights_from_unet=False
+        )
+        if controlnet.config["in_channels"] != latent_channels:
+            torch.manual_seed(seed)
+            controlnet = ControlNetModel.from_config({**controlnet.config, "in_channels": latent_channels})
+    own = controlnet.state_dict()
+    copied = {key: value for key, value in unet.state_dict().items() if key in own}
+    copied["conv_in.weight"] = copied["conv_in.weight"][:, :latent_channels]
+    left = controlnet.load_state_dict(copied, strict=False)
+    strange = [key for key in left.missing_keys if not key.startswith("controlnet_")]
+    assert not strange, f"not in the UNet: {strange}"
+    return controlnet
+
+
+def save_controlnet(controlnet: ControlNetModel, folder: Path, notes: dict[str, Any]) -> None:
+    """In diffusers' layout, whole or not at all; `notes` say what it was trained on."""
+    quiet_libraries()
+    with atomic_folder(folder) as unfinished:
+        controlnet.save_pretrained(unfinished, safe_serialization=True)
+        atomic_write_text(unfinished / NOTES, json.dumps(notes, indent=2) + "\n")
+
+
+def find_controlnet(name: str) -> ControlNet:
+    """A ControlNet by embedded name, folder or hub id."""
+    folder = find_folder(name, "ControlNet", "config.json", embedded_controlnets(), lambda: _download(name))
+    controlnet = ControlNet(name, folder)
+    if (found := controlnet.config.get("_class_name")) != "ControlNetModel":
+        raise RequestError(f"ControlNet {name!r}: its config.json is of a {found}, expected a ControlNetModel")
+    return controlnet
+
+
+def embedded_controlnets() -> dict[str, Callable[[], Path]]:
+    """The ControlNets that come with the package."""
+    return {name: partial(Path, folder) for name, folder in embedded("config.json").items()}
+
+
+def _download(name: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["config.json", NOTES, "diffusion_pytorch_model*.safetensors", "*.index.json"]
+    folder: str = snapshot_download(name, allow_patterns=patterns)
+    return folder

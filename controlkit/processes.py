@@ -1,0 +1,49 @@
+"""Work shared by the processes that `accelerate launch` starts; alone when nothing launched us.
+
+Each process takes one slice of a sorted list. A slice depends on the list and the number of processes alone, so that
+what is computed together does not hang on timing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's rank among `count`."""
+
+    rank: int = 0
+    count: int = 1
+
+    @staticmethod
+    def launched() -> Processes:
+        """As the launcher says in the environment; torch is loaded only where there is more than one process."""
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count > 1:
+            from accelerate import PartialState
+
+            state = PartialState()
+            return Processes(state.process_index, state.num_processes)
+        return Processes()
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def slice(self, items: list[T]) -> list[T]:
+        """This process's consecutive share."""
+        return items[len(items) * self.rank // self.count : len(items) * (self.rank + 1) // self.count]
+
+    def gather(self, items: list[T]) -> list[T]:
+        """The shares of all processes, in the order of the whole list."""
+        if self.count == 1:
+            return items
+        from accelerate.utils import gather_object
+
+        gathered: list[T] = gather_object(items)
+        return gathered

@@ -1,0 +1,1 @@
+"""Training a ControlNet: configuration, batches, objective, checkpoints, run folder. The loop: train_controlnet.py."""

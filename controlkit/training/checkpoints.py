@@ -1,0 +1,115 @@
+"""Checkpoints: everything a run needs to go on, whole or absent, and checked before it is trusted.
+
+checkpoints/step-000500/
+    controlnet/                 diffusers' layout, so that any checkpoint can be used as it is
+    optimizer.safetensors       the optimizer's tensors, named INDEX.NAME
+    state.json                  step, rows seen, the optimizer's numbers, the SHA-256 of every file
+There is no random state to keep: every draw is a function of its row (`controlkit.training.draws`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from controlkit.errors import RequestError
+from controlkit.files import atomic_folder, sha256
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diffusers import ControlNetModel
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands beside its tensors."""
+
+    step: int = 0
+    rows_seen: int = 0
+    scaler: dict[str, Any] | None = None  # the loss scale under fp16
+
+
+def save_checkpoint(folder: Path, state: State, controlnet: ControlNetModel, optimizer: torch.optim.Optimizer) -> Path:
+    """Write `folder`/step-…; it has this name only once it is whole and on the disk."""
+    path = folder / f"step-{state.step:06d}"
+    tensors, numbers = _split(optimizer.state_dict())
+    with atomic_folder(path) as unfinished:
+        controlnet.save_pretrained(unfinished / "controlnet", safe_serialization=True)
+        save_file(tensors, unfinished / "optimizer.safetensors")
+        files = {
+            file.relative_to(unfinished).as_posix(): sha256(file)
+            for file in sorted(unfinished.rglob("*"))
+            if file.is_file()
+        }
+        data = {"format": _FORMAT, **vars(state), "optimizer": numbers, "files": files}
+        (unfinished / "state.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
+    return path
+
+
+def drop_old_checkpoints(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep`; called when the newest is safe."""
+    for path in _by_step(folder)[:-keep]:
+        shutil.rmtree(path)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are all there and unchanged."""
+    return next((path for path in reversed(_by_step(folder)) if _is_sound(path)), None)
+
+
+def load_checkpoint(path: Path, controlnet: ControlNetModel, optimizer: torch.optim.Optimizer) -> State:
+    """Put the tensors of a sound checkpoint into the network and its optimizer."""
+    from diffusers import ControlNetModel
+
+    data = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    saved = ControlNetModel.from_pretrained(path / "controlnet", local_files_only=True)
+    controlnet.load_state_dict(saved.state_dict())
+    optimizer.load_state_dict(_join(load_file(path / "optimizer.safetensors"), data["optimizer"]))
+    return State(data["step"], data["rows_seen"], data["scaler"])
+
+
+def _by_step(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        data = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if data["format"] != _FORMAT:
+            raise RequestError(f"{path}: format {data['format']} is of another version of controlkit; use that one")
+        return all(sha256(path / name) == digest for name, digest in data["files"].items())
+    except (OSError, ValueError, KeyError) as reason:
+        if isinstance(reason, RequestError):
+            raise
+        return False
+
+
+def _split(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors by name and everything else as JSON."""
+    tensors = {
+        f"{index}.{name}": value.contiguous()
+        for index, values in state["state"].items()
+        for name, value in values.items()
+        if isinstance(value, torch.Tensor)
+    }
+    others = {
+        str(index): {name: value for name, value in values.items() if not isinstance(value, torch.Tensor)}
+        for index, values in state["state"].items()
+    }
+    return tensors, {"state": others, "param_groups": state["param_groups"]}
+
+
+def _join(tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in numbers["state"].items()}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state[int(index)][name] = value
+    return {"state": state, "param_groups": numbers["param_groups"]}

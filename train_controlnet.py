@@ -1,0 +1,164 @@
+"""Train a ControlNet: the run as a table of contents.
+
+    accelerate launch train_controlnet.py [--config NAME_OR_FILE] [key=value …] [--dry-run] [--resume]
+
+`controlkit train` is the same run in one process. Settings: `controlkit/training/config.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from controlkit.data.rows import find_dataset, held_out, read_dataset
+from controlkit.errors import RequestError
+from controlkit.files import atomic_write_text
+from controlkit.generation.pipelines import control_pipeline, load_parts
+from controlkit.models.bases import find_base
+from controlkit.models.controlnets import make_controlnet, save_controlnet
+from controlkit.processes import Processes
+from controlkit.training.batches import ControlRows, make_batches
+from controlkit.training.card import model_card
+from controlkit.training.checkpoints import State, drop_old_checkpoints, load_checkpoint, save_checkpoint
+from controlkit.training.config import TrainConfig, check_against_base, resolution
+from controlkit.training.objective import Models, control_loss
+from controlkit.training.run import Run, StepLog
+from controlkit.training.samples import sample_grid, save_png
+
+
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Train as the config says and return the run's folder. `say` and `progress` are called on the first process."""
+    from accelerate import Accelerator
+    from diffusers import DDPMScheduler
+
+    # Everything that can be refused is refused before a weight is loaded.
+    base = find_base(config.base)
+    check_against_base(config, base)
+    rows = read_dataset(find_dataset(config.data.path), config.data.condition)
+    learned = [row for row in rows if not held_out(row, config.data.held_out)]
+    if not learned:
+        raise RequestError(f"data.path={config.data.path}: all {len(rows)} rows are held out; lower data.held_out")
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
+    )
+    processes = Processes(accelerator.process_index, accelerator.num_processes)
+    run = Run(config, resume=resume)
+    accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked into it
+
+    # Models: the base is locked, the ControlNet learns.
+    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision]
+    parts = load_parts(base, dtype=dtype, device=accelerator.device)
+    own = make_controlnet(
+        parts["unet"], vae_factor=base.vae_factor, latent_channels=base.latent_channels, seed=config.seed
+    ).float()
+    optimizer = torch.optim.AdamW(
+        own.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=accelerator.device.type == "cuda"
+    )
+    state = load_checkpoint(run.checkpoint, own, optimizer) if run.checkpoint else State()
+    controlnet, prepared_optimizer = accelerator.prepare(own, optimizer)
+    if state.scaler and accelerator.scaler:
+        accelerator.scaler.load_state_dict(state.scaler)
+    pipeline = control_pipeline(base, parts, [own], DDPMScheduler.from_config(base.scheduler))
+    models = Models.of(base, pipeline, controlnet, accelerator.device)
+
+    # Batches, from the row at which the run stands.
+    size = resolution(config, base)
+    data = ControlRows(
+        learned,
+        condition=config.data.condition,
+        resolution=size,
+        latent_shape=(base.latent_channels, size // base.vae_factor, size // base.vae_factor),
+        timesteps=len(models.alpha_bar),
+        prompt_dropout=config.prompt_dropout,
+        seed=config.seed,
+    )
+    batches = make_batches(
+        data,
+        start=state.rows_seen,
+        batch_size=config.batch_size,
+        workers=config.data.workers,
+        processes=processes,
+        pin=accelerator.device.type == "cuda",
+    )
+    rows_a_step = config.batch_size * config.gradient_accumulation * processes.count
+    shown = ([row for row in rows if held_out(row, config.data.held_out)] or learned)[: config.samples.count]
+
+    if processes.first:
+        run.begin(state.step)
+        trainable = sum(parameter.numel() for parameter in own.parameters())
+        say(f"{len(learned)} rows, {rows_a_step} a step; {trainable / 1e6:.1f} M parameters learn on {base.family}")
+        if state.step:
+            say(f"resumed at step {state.step} from {run.checkpoint}")
+    log = StepLog(run, accelerator)
+    step, rows_seen = state.step, state.rows_seen
+    if processes.first:
+        progress(step, config.steps)
+
+    # The loop.
+    while step < config.steps:
+        batch = next(batches).to(accelerator.device)
+        with accelerator.accumulate(controlnet):
+            loss = control_loss(models, batch)
+            accelerator.backward(loss)
+            log.add(loss)
+            rows_seen += config.batch_size * processes.count
+            if accelerator.sync_gradients:
+                grad_norm = accelerator.clip_grad_norm_(controlnet.parameters(), config.max_grad_norm)
+                lr = config.lr * min(1, (step + 1) / max(1, config.warmup_steps))
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+            prepared_optimizer.step()
+            prepared_optimizer.zero_grad()
+        if not accelerator.sync_gradients:
+            continue
+        step += 1
+        log.end_step(step, lr, grad_norm)
+        if processes.first:
+            progress(step, config.steps)
+        intervals = {"log": config.log_every, "save": config.checkpoint_every, "sample": config.samples.every}
+        due = {what for what, every in intervals.items() if every and (step % every == 0 or step == config.steps)}
+        if not due:
+            continue
+
+        # Log: before a checkpoint too, so that a resumed run finds every step that it does not make again.
+        log.flush(rows_a_step)
+
+        # Save a checkpoint.
+        if "save" in due:
+            if processes.first:
+                scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+                save_checkpoint(run.checkpoints, State(step, rows_seen, scaler), own, optimizer)
+                drop_old_checkpoints(run.checkpoints, config.keep_checkpoints)
+            accelerator.wait_for_everyone()
+
+        # Paint samples.
+        if "sample" in due:
+            sheet = sample_grid(models, own, data, shown, config.samples, config.seed, processes)
+            if sheet is not None:
+                save_png(run.folder / "samples" / f"step-{step:06d}.png", sheet)
+        log.restart_clock()
+
+    # Hand over.
+    if processes.first:
+        notes = {"condition": config.data.condition, "base": config.base, "step": step}
+        save_controlnet(own, run.folder / "controlnet", notes)
+        samples = sorted((run.folder / "samples").glob("step-*.png"))
+        atomic_write_text(run.folder / "README.md", model_card(config, base, len(learned), run.metrics(), samples))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return run.folder
+
+
+if __name__ == "__main__":
+    from controlkit.cli.main import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))
