@@ -47,10 +47,10 @@ def train(
     learned = [row for row in rows if not held_out(row, config.data.held_out)]
     if not learned:
         raise RequestError(f"data.path={config.data.path}: all {len(rows)} rows are held out; lower data.held_out")
+    processes = Processes.launched()
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
     )
-    processes = Processes(accelerator.process_index, accelerator.num_processes)
     run = Run(config, resume=resume)
     accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked into it
 

@@ -79,6 +79,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_leftovers(folder: Path, before: float) -> None:
+    """Remove what processes that were killed left unfinished below `folder`, if it is older than the time `before`."""
+    for path in folder.rglob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < before:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Put the file `source` at `target` without doubling it on the disk where the file system allows."""
     if target.exists() and target.samefile(source):

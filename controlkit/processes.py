@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from typing import TypeVar
 
+from controlkit.errors import RequestError
+
 T = TypeVar("T")
 
 
@@ -25,9 +27,18 @@ class Processes:
         """As the launcher says in the environment; torch is loaded only where there is more than one process."""
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count > 1:
+            import torch
             from accelerate import PartialState
+            from accelerate.utils import parse_flag_from_env
 
-            state = PartialState()
+            # Without an accelerator PartialState joins the others only if it is told of the CPU; left to itself each
+            # process would do all of the work, silently.
+            state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+            if state.num_processes != count:
+                raise RequestError(
+                    f"{count} processes were launched, but this one finds itself among {state.num_processes}; on a "
+                    f"CPU launch with ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {count} …"
+                )
             return Processes(state.process_index, state.num_processes)
         return Processes()
 
@@ -38,6 +49,13 @@ class Processes:
     def slice(self, items: list[T]) -> list[T]:
         """This process's consecutive share."""
         return items[len(items) * self.rank // self.count : len(items) * (self.rank + 1) // self.count]
+
+    def wait(self) -> None:
+        """Until all processes are here: a launcher ends the others when one leaves with an error."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
 
     def gather(self, items: list[T]) -> list[T]:
         """The shares of all processes, in the order of the whole list."""

@@ -65,15 +65,16 @@ def command(
         except BadPicture as reason:  # only under --strict
             output.warn(f"error: stopped by --strict: {reason}")
             return 1
-    if processes.first:
-        for error in report.errors[:20]:
-            output.warn(f"failed: {data / error['file_name']}: {error['reason']}")
-        if len(report.errors) > 20:
-            output.warn(f"failed: {len(report.errors) - 20} more, all in {job.out / 'errors.jsonl'}")
-        failed = f", {len(report.errors)} pictures failed" if report.errors else ""
-        text = f"{report.pictures} pictures: {report.made} maps made, {report.kept} were up to date{failed} · {job.out}"
-        counts = {"pictures": report.pictures, "made": report.made, "kept": report.kept}
-        output.answer(text, {**counts, "errors": report.errors, "out": str(job.out)})
+    if not processes.first:
+        return 0  # the first one answers for all
+    for error in report.errors[:20]:
+        output.warn(f"failed: {data / error['file_name']}: {error['reason']}")
+    if len(report.errors) > 20:
+        output.warn(f"failed: {len(report.errors) - 20} more, all in {job.out / 'errors.jsonl'}")
+    failed = f", {len(report.errors)} failed" if report.errors else ""
+    text = f"{report.pictures} pictures: {report.made} maps made, {report.kept} were up to date{failed} · {job.out}"
+    counts = {"pictures": report.pictures, "made": report.made, "kept": report.kept}
+    output.answer(text, {**counts, "errors": report.errors, "out": str(job.out)})
     return 1 if report.errors else 0
 
 

@@ -8,6 +8,7 @@ costs only itself.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from controlkit.data import folder as layout
 from controlkit.data.ledger import Entry, encode_map, read_entry
 from controlkit.data.pictures import BadPicture, decode_picture
 from controlkit.errors import RequestError
-from controlkit.files import atomic_write_bytes, link_or_copy, need_writable
+from controlkit.files import atomic_write_bytes, link_or_copy, need_writable, remove_leftovers
 from controlkit.processes import Processes
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def annotate(job: Job, processes: Processes, progress: Callable[[int], None] = l
     need_writable(job.out, "the output folder")
     rows = layout.read_rows(job.out) or layout.read_rows(job.data)  # refused now if they cannot be read
 
+    begun = time.time()
     share = processes.slice(pictures)
     progress(len(share))
     outcomes = []
@@ -86,6 +88,9 @@ def annotate(job: Job, processes: Processes, progress: Callable[[int], None] = l
     failed = {outcome.file_name: outcome.reason for outcome in outcomes if outcome.reason is not None}
     if processes.first:
         _write_metadata(job, pictures, rows, failed)
+        for type in job.annotators:
+            remove_leftovers(job.out / layout.CONDITIONS / type, begun)
+    processes.wait()
     return Report(
         pictures=len(pictures),
         made=sum(outcome.made for outcome in outcomes),

@@ -1,0 +1,69 @@
+"""Files appear whole or not at all."""
+
+import os
+
+import pytest
+
+from controlkit.errors import RequestError
+from controlkit.files import atomic_create_bytes, atomic_folder, atomic_write_bytes, link_or_copy, need_writable
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "a.txt"
+    atomic_write_bytes(path, b"old")
+
+    def full(handle, mode):
+        os.close(handle)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fdopen", full)
+    with pytest.raises(OSError, match="No space"):
+        atomic_write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path):
+    atomic_write_bytes(tmp_path / "ours", b"")
+    (tmp_path / "theirs").write_bytes(b"")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode
+
+
+def test_create_never_replaces(tmp_path):
+    atomic_create_bytes(tmp_path / "a", b"1")
+    with pytest.raises(FileExistsError):
+        atomic_create_bytes(tmp_path / "a", b"2")
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with atomic_folder(tmp_path / "f") as unfinished:
+        (unfinished / "a").write_text("1")
+        assert not (tmp_path / "f").exists()
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "f") as unfinished:
+        (unfinished / "missing").rename(unfinished / "a")
+    assert (tmp_path / "f" / "a").read_text() == "1"
+    with atomic_folder(tmp_path / "f") as unfinished:
+        (unfinished / "b").write_text("3")
+    assert names(tmp_path / "f") == ["b"]
+    assert names(tmp_path) == ["f"]
+
+
+def test_link_or_copy_twice_is_once(tmp_path):
+    source = tmp_path / "a"
+    source.write_text("x")
+    for _ in range(2):
+        link_or_copy(source, tmp_path / "out" / "a")
+    assert (tmp_path / "out" / "a").read_text() == "x"
+    assert names(tmp_path / "out") == ["a"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match=r"--out '.*/file/x' cannot be written \(Not a directory\)"):
+        need_writable(tmp_path / "file" / "x", "--out")
