@@ -38,16 +38,19 @@ def train(
 ) -> Path:
     """Train as the config says and return the run's folder. `say` and `progress` are called on the first process."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from diffusers import DDPMScheduler
 
     # Everything that can be refused is refused before a weight is loaded.
     base = find_base(config.base)
     check_against_base(config, base)
     rows = read_dataset(find_dataset(config.data.path), config.data.condition)
+    kept_back = [row for row in rows if held_out(row, config.data.held_out)]
     learned = [row for row in rows if not held_out(row, config.data.held_out)]
     if not learned:
         raise RequestError(f"data.path={config.data.path}: all {len(rows)} rows are held out; lower data.held_out")
     processes = Processes.launched()
+    AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
     )
@@ -56,7 +59,7 @@ def train(
 
     # Models: the base is locked, the ControlNet learns.
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision]
-    parts = load_parts(base, dtype=dtype, device=accelerator.device)
+    parts = load_parts(base, dtype=dtype, device=accelerator.device, locked=True)
     own = make_controlnet(
         parts["unet"], vae_factor=base.vae_factor, latent_channels=base.latent_channels, seed=config.seed
     ).float()
@@ -84,13 +87,14 @@ def train(
     batches = make_batches(
         data,
         start=state.rows_seen,
+        count=(config.steps - state.step) * config.gradient_accumulation,
         batch_size=config.batch_size,
         workers=config.data.workers,
         processes=processes,
         pin=accelerator.device.type == "cuda",
     )
     rows_a_step = config.batch_size * config.gradient_accumulation * processes.count
-    shown = ([row for row in rows if held_out(row, config.data.held_out)] or learned)[: config.samples.count]
+    shown = (kept_back + learned)[: config.samples.count]
 
     if processes.first:
         run.begin(state.step)
@@ -104,8 +108,8 @@ def train(
         progress(step, config.steps)
 
     # The loop.
-    while step < config.steps:
-        batch = next(batches).to(accelerator.device)
+    for batch in batches:
+        batch = batch.to(accelerator.device)
         with accelerator.accumulate(controlnet):
             loss = control_loss(models, batch)
             accelerator.backward(loss)

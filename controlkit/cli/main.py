@@ -23,6 +23,7 @@ COMMANDS = {
     "annotators": "annotators",
     "train": "train",
     "generate": "generate",
+    "toybox": "toybox",
     "doctor": "doctor",
 }
 

@@ -67,7 +67,7 @@ def generate(
     from controlkit.diffusion.samplers import make_sampler
     from controlkit.generation.pipelines import control_pipeline, load_parts
 
-    nets = [net.load(torch_dtype=dtype).to(device).requires_grad_(False).eval() for net in controlnets]
+    nets = [net.load(torch_dtype=dtype).to(device).eval() for net in controlnets]
     scheduler = make_sampler(request.sampler, base.scheduler)
     pipeline = control_pipeline(base, load_parts(base, dtype=dtype, device=device), nets, scheduler)
 

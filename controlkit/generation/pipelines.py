@@ -13,11 +13,17 @@ if TYPE_CHECKING:
     from controlkit.models.bases import Base
 
 
-def load_parts(base: Base, *, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """UNet, VAE, text encoders and tokenizers of a base, on the device, ready to compute and locked."""
+def load_parts(base: Base, *, dtype: torch.dtype, device: torch.device, locked: bool = False) -> dict[str, Any]:
+    """UNet, VAE, text encoders and tokenizers of a base, on the device, ready to compute.
+
+    `locked` is for training: no parameter asks for a gradient. Painting leaves them as they are, since PyTorch chooses
+    other kernels for parameters that ask for none, and the pixels would differ from those of diffusers' own loading.
+    """
     parts: dict[str, Any] = {}
     for name in ["unet", "vae", *(f"text_encoder{suffix}" for suffix in base.text_parts())]:
-        parts[name] = base.load(name, torch_dtype=dtype).to(device).requires_grad_(False).eval()
+        parts[name] = base.load(name, torch_dtype=dtype).to(device).eval()
+        if locked:
+            parts[name].requires_grad_(False)
     for suffix in base.text_parts():
         parts[f"tokenizer{suffix}"] = base.load(f"tokenizer{suffix}")
     return parts

@@ -12,6 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from controlkit.files import atomic_folder, cache_folder
+from controlkit.models.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +36,7 @@ def build_random_base(name: str, folder: Path, *, vae_factor: int = 8) -> None:
     """Build the base and save it; the same weights for the same name everywhere."""
     import torch
 
+    quiet_libraries()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = _sdxl(folder, vae_factor) if name == "random-sdxl" else _sd(name, folder, vae_factor)

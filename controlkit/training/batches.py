@@ -17,7 +17,7 @@ from controlkit.data.pictures import read_picture
 from controlkit.training.draws import generator, positions, uniform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -115,26 +115,26 @@ class ControlRows(Dataset[dict[str, Any]]):
 
 
 class _Order:
-    """The batches of this process, endless. Of each step's rows a process takes its share, so that N processes at batch
-    B see together what one sees at N * B."""
+    """The batches of this process. Of the rows that all see together a process takes its share, so that N processes at
+    batch B see what one sees at N * B."""
 
-    def __init__(self, seed: int, rows: int, start: int, batch_size: int, processes: Processes) -> None:
-        self.seed, self.rows, self.start = seed, rows, start
+    def __init__(self, seed: int, rows: int, start: int, count: int, batch_size: int, processes: Processes) -> None:
+        self.seed, self.rows, self.start, self.count = seed, rows, start, count
         self.batch_size, self.processes = batch_size, processes
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         stream = positions(self.seed, self.rows, self.start)
         together = self.batch_size * self.processes.count
-        while True:
+        for _ in range(self.count):
             yield self.processes.slice([next(stream) for _ in range(together)])
 
 
 def make_batches(
-    dataset: ControlRows, *, start: int, batch_size: int, workers: int, processes: Processes, pin: bool
-) -> Iterator[Batch]:
-    """Batches from the `start`-th row of the stream on, for ever."""
-    order: Any = _Order(dataset.seed, len(dataset), start, batch_size, processes)
-    loader = DataLoader(
+    dataset: ControlRows, *, start: int, count: int, batch_size: int, workers: int, processes: Processes, pin: bool
+) -> Iterable[Batch]:
+    """`count` batches from the `start`-th row of the stream on."""
+    order: Any = _Order(dataset.seed, len(dataset), start, count, batch_size, processes)
+    return DataLoader(
         dataset,
         batch_sampler=order,
         collate_fn=collate,
@@ -142,7 +142,6 @@ def make_batches(
         pin_memory=pin,
         multiprocessing_context="spawn" if workers else None,
     )
-    return iter(loader)
 
 
 def collate(rows: list[dict[str, Any]]) -> Batch:

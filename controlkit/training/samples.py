@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from controlkit.files import atomic_write_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from diffusers import ControlNetModel
     from numpy.typing import NDArray
 
     from controlkit.data.rows import Row
@@ -27,7 +28,7 @@ GAP = 2
 
 def sample_grid(
     models: Models,
-    controlnet: Any,
+    controlnet: ControlNetModel,
     data: ControlRows,
     rows: list[Row],
     config: SampleConfig,
@@ -43,27 +44,32 @@ def sample_grid(
 
     pipeline = models.pipeline
     pipeline.scheduler = make_sampler(config.sampler, models.base.scheduler)
-    wrapped, pipeline.controlnet = pipeline.controlnet, controlnet.eval()
+    trained, pipeline.controlnet = pipeline.controlnet, _for_sampling(controlnet, models.dtype)
     cells = []
     for number, row in processes.slice(list(enumerate(rows))):
         picture, control, _ = data.picture_and_map(row)
-        with (
-            torch.no_grad(),
-            torch.autocast(controlnet.device.type, models.dtype, enabled=models.dtype != torch.float32),
-        ):
-            made = pipeline(
-                prompt=row.captions[0],
-                image=Image.fromarray(control),
-                num_inference_steps=config.steps,
-                guidance_scale=config.cfg,
-                generator=torch.Generator().manual_seed(seed + number),
-                output_type="np",
-            ).images[0]
+        made = pipeline(
+            prompt=row.captions[0],
+            image=Image.fromarray(control),
+            num_inference_steps=config.steps,
+            guidance_scale=config.cfg,
+            generator=torch.Generator().manual_seed(seed + number),
+            output_type="np",
+        ).images[0]
         cells.append([control, picture, (np.clip(made, 0, 1) * 255).round().astype(np.uint8)])
-    pipeline.controlnet = wrapped
+    pipeline.controlnet = trained
     controlnet.train()
     gathered = processes.gather(cells)
     return grid(gathered) if processes.first else None
+
+
+def _for_sampling(controlnet: ControlNetModel, dtype: torch.dtype) -> ControlNetModel:
+    """The net as `generate` will run it: in the base's precision. What learns is kept in float32."""
+    if controlnet.dtype == dtype:
+        return controlnet.eval()
+    copy = type(controlnet).from_config(controlnet.config)
+    copy.load_state_dict(controlnet.state_dict())
+    return copy.to(controlnet.device, dtype).eval()
 
 
 def grid(cells: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:

@@ -1,7 +1,6 @@
 """`controlkit annotate`: the dataset layout, the ledger, and a folder where something is wrong."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from PIL import Image, ImageOps
 from controlkit.cli.main import main
 from controlkit.data.ledger import png_size, read_entry
 from tests.conftest import draw_photo
+from tests.launcher import launch_two
 
 
 def annotate(folder, *arguments, code=0):
@@ -315,17 +315,10 @@ def test_a_picture_of_10000_by_10000(tmp_path):
     assert png_size(tmp_path / "conditions/canny/a.jpg.png") == (10_000, 10_000)
 
 
-def launch(*arguments):
-    """Two processes on a CPU."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", *arguments]
-    return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
-
-
 def test_two_processes_share_the_work_and_end_with_the_same_bytes(pictures, tmp_path):
     shutil.copytree(pictures, tmp_path / "alone")
     annotate(tmp_path / "alone")
-    done = launch("-m", "controlkit", "annotate", "--type", "canny", str(pictures), "--json")
+    done = launch_two("-m", "controlkit", "annotate", "--type", "canny", str(pictures), "--json")
     assert done.returncode == 0, done.stderr
     assert "annotate: 3/3 pictures" in done.stderr  # the first of two has three of six
     assert json.loads(done.stdout.splitlines()[-1])["made"] == 6
