@@ -62,7 +62,7 @@ def train(
     parts = load_parts(base, dtype=dtype, device=accelerator.device, locked=True)
     own = make_controlnet(
         parts["unet"], vae_factor=base.vae_factor, latent_channels=base.latent_channels, seed=config.seed
-    ).float()
+    ).to(accelerator.device, torch.float32)
     optimizer = torch.optim.AdamW(
         own.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=accelerator.device.type == "cuda"
     )

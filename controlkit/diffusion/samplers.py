@@ -69,7 +69,10 @@ _FROM_PURE_NOISE = (
     *("euler", "euler_a", "euler_karras", "lcm", "tcd", "unipc", "unipc_karras"),
 )
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")  # known to every class
-_DISTILLATION_STEPS = 50  # LCM and TCD: steps of the walk they were distilled from, where the config names none
+_DISTILLED = ("lcm", "tcd")
+_DISTILLATION_STEPS = 50  # of the walk they were distilled from, where the config names none
+_ONE_POINT_MORE = ("deis", "dpmpp_2m", "dpmpp_2m_sde", "unipc")  # lay steps + 1 points and leave the last one out
+_OWN_GRID = ("dpmpp_2s", *_DISTILLED)  # neither spacing nor offset of the config
 
 
 def make_sampler(
@@ -94,8 +97,6 @@ def make_sampler(
     _check_prediction_type(name, prediction_type)
     schedule = from_scheduler_config(source)
     check_prediction(prediction_type, schedule)
-    if steps is not None:
-        check_steps(name, steps, stated)
 
     kind = getattr(diffusers, class_name)
     known = inspect.signature(kind.__init__).parameters
@@ -113,8 +114,13 @@ def make_sampler(
     # no clipping gets none.
     if "clip_sample" not in stated:
         of_the_base["clip_sample"] = False
+    of_the_base["original_inference_steps"] = _distillation_steps(stated)
     of_the_base = {key: value for key, value in of_the_base.items() if key in known}
-    return kind.from_config(source.config, **{**of_the_base, **options})
+    scheduler = kind.from_config(source.config, **{**of_the_base, **options})
+    if steps is not None:
+        check_steps(name, steps, stated)
+        _check_grid(name, steps, scheduler.config)
+    return scheduler
 
 
 def accepts_eta(name: str) -> bool:
@@ -136,10 +142,9 @@ def check_steps(name: str, steps: int, scheduler_config: Mapping[str, Any]) -> N
     _entry(name)
     most = int(scheduler_config.get("num_train_timesteps", 1000))
     reason = f"the schedule of this base has {most}"
-    if name in ("lcm", "tcd"):
-        distilled = int(scheduler_config.get("original_inference_steps", _DISTILLATION_STEPS))
-        if distilled < most:
-            most, reason = distilled, f"sampler {name!r} was distilled from a walk of {distilled}"
+    if name in _DISTILLED and _distillation_steps(scheduler_config) < most:
+        most = _distillation_steps(scheduler_config)
+        reason = f"sampler {name!r} takes some of the {most} it was distilled from"
     if not 1 <= steps <= most:
         raise ValueError(f"{steps} steps: {reason}; expected 1 to {most}")
 
@@ -158,3 +163,27 @@ def _check_prediction_type(name: str, prediction_type: str) -> None:
     if prediction_type == "sample" and name in _WITHOUT_SAMPLE_PREDICTION:
         able = [other for other in SAMPLERS if other not in _WITHOUT_SAMPLE_PREDICTION]
         raise ValueError(f"sampler {name!r} cannot take a base that predicts 'sample'; use one of {', '.join(able)}")
+
+
+def _distillation_steps(scheduler_config: Mapping[str, Any]) -> int:
+    asked = int(scheduler_config.get("original_inference_steps", _DISTILLATION_STEPS))
+    return min(asked, int(scheduler_config.get("num_train_timesteps", 1000)))
+
+
+def _check_grid(name: str, steps: int, config: Mapping[str, Any]) -> None:
+    """Refuse a grid that leaves the schedule or stands still: diffusers would index past its end, or divide by 0."""
+    if name in _OWN_GRID or config.get("use_karras_sigmas"):
+        return
+    T, offset, spacing = config["num_train_timesteps"], config.get("steps_offset", 0), config["timestep_spacing"]
+
+    def fits(steps: int) -> bool:
+        points = steps + 1 if name in _ONE_POINT_MORE else steps
+        last = (points - 1) * (T // points) + offset if spacing == "leading" else T - 1
+        return points <= T and last < T
+
+    if spacing != "trailing" and not fits(steps):
+        most = next((fewer for fewer in range(steps, 0, -1) if fits(fewer)), 0)
+        raise ValueError(
+            f"{steps} steps: sampler {name!r} with {spacing} spacing and offset {offset} finds room for {most} on a "
+            f"schedule of {T}; take at most {most}"
+        )

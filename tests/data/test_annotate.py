@@ -54,6 +54,25 @@ def test_each_map_is_cv2_canny_of_its_picture(pictures):
         assert set(np.unique(made)) == {0, 255}
 
 
+def test_odd_pictures_are_annotated_beside_the_others(pictures):
+    """1x1, 16-bit, grey, palette, CMYK, alpha: each at its own size."""
+    photo = draw_photo(2, 40, 30)
+    odd = {
+        "one.png": Image.fromarray(photo[:1, :1]),
+        "deep.png": Image.fromarray(photo[:, :, 0].astype(np.uint16) * 257),
+        "grey.png": Image.fromarray(photo[:, :, 0]),
+        "palette.gif": Image.fromarray(photo).quantize(32),
+        "cmyk.jpg": Image.fromarray(photo).convert("CMYK"),
+        "alpha.png": Image.fromarray(np.dstack([photo, np.full(photo.shape[:2], 90, np.uint8)])),
+    }
+    for name, image in odd.items():
+        image.save(pictures / name)
+    annotate(pictures)
+    assert len(rows(pictures)) == 6 + len(odd)
+    for name, image in odd.items():
+        assert png_size(pictures / "conditions" / "canny" / f"{name}.png") == image.size
+
+
 def test_the_folder_is_an_imagefolder(pictures):
     annotate(pictures)
     loaded = datasets.load_dataset("imagefolder", data_dir=str(pictures), cache_dir=str(pictures / ".cache"))["train"]

@@ -1,0 +1,121 @@
+"""What the documents say is true today: their commands run, their names exist."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from controlkit.cli.main import COMMANDS
+from tests.launcher import ROOT
+
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md"]
+
+# Run by .ci/run, or not by a test at all: they install, or they run the tests.
+NOT_HERE = ("pip ", "python -m venv", "python -m pytest", "pre-commit", "ruff", "bash .ci/run")
+
+
+def commands(document: str) -> list[str]:
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.M | re.S)
+    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder as of somebody in a clone of the project, with `controlkit` and `accelerate` on the path."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    (folder / "train_controlnet.py").symlink_to(ROOT / "train_controlnet.py")
+    programs = folder / ".bin"
+    programs.mkdir()
+    for name, module in [("controlkit", "controlkit"), ("accelerate", "accelerate.commands.accelerate_cli")]:
+        (programs / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@"\n')
+        (programs / name).chmod(0o755)
+    return folder
+
+
+def run(command: str, place: Path) -> subprocess.CompletedProcess:
+    path = f"{place / '.bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, shell=True, text=True, capture_output=True, cwd=place, env=environment, check=False)
+
+
+def test_the_first_command_line_ends_in_a_picture(place):
+    """All of it but the installation, which .ci/run does."""
+    (line,) = [command for command in commands("README.md") if command.startswith("pip install . && ")]
+    done = run(line.removeprefix("pip install . && "), place)
+    assert done.returncode == 0, done.stderr
+    assert (place / "first.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_runs(document, place):
+    """In the order of the page, since later ones use what earlier ones made."""
+    for command in commands(document):
+        if not command.startswith(NOT_HERE):
+            done = run(command, place)
+            assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_ci_runs_the_readmes_test_line(tmp_path):
+    """.ci/run takes the line from the README itself; here is what it finds."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    grep = re.search(r'bash -c "\$\((grep .*?)\)"\n', script)[1]
+    found = subprocess.run(grep, shell=True, text=True, capture_output=True, cwd=ROOT, check=True).stdout.strip()
+    assert found == 'pip install ".[test]" && python -m pytest'
+    assert found in commands("README.md")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
+    assert all((ROOT / target).exists() for target in targets)
+
+
+def test_the_tree_in_the_readme_is_the_tree():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The tree")[2]
+    named = re.findall(r"^  (\w+)/ ", tree, re.M)
+    assert sorted(named) == sorted(path.parent.name for path in (ROOT / "controlkit").glob("*/__init__.py"))
+    for name in re.findall(r"^(\S+) +\S", tree.partition("```")[2].partition("```")[0], re.M):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_command_is_in_the_readme_and_has_a_help(command, place):
+    done = run(f"controlkit {command} --help", place)
+    assert done.returncode == 0
+    assert "Options:" in done.stdout
+    assert f"controlkit {command}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_setting_in_the_readme_exists():
+    from controlkit.config import build
+    from controlkit.training.config import TrainConfig
+
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("| setting |")[2].partition("\n\n")[0]
+    names = re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", "\n".join(line.split("|")[1] for line in table.splitlines()[2:]))
+    assert len(names) > 10
+    for name in names:
+        if not name.startswith("random"):
+            value = build(TrainConfig)
+            for part in name.split("."):
+                value = getattr(value, part)
+
+
+def test_nothing_names_the_machine_it_was_made_on():
+    files = subprocess.run(["git", "ls-files"], text=True, capture_output=True, cwd=ROOT, check=False).stdout.split(
+        "\n"
+    )
+    for name in files:
+        if name.endswith((".py", ".md", ".yaml", ".toml")) and (ROOT / name).exists():
+            assert not re.search(r"/home/|/root/|/wo[r]k/", (ROOT / name).read_text(encoding="utf-8")), name
+
+
+def test_git_is_there_or_the_test_above_is_empty():
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    assert subprocess.run(["git", "ls-files"], capture_output=True, cwd=ROOT, check=True).stdout
