@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
 from controlkit.generation.controls import choose_size, fit_map, read_map
 from controlkit.generation.settings import library_versions, weights_sha256
@@ -58,17 +59,16 @@ def generate(
                 f"{type}; choose a map or a ControlNet of the other's type"
             )
         maps.append(control_map)
+    scheduler = make_sampler(request.sampler, base.scheduler, steps=request.steps)
     size = choose_size(request.size, maps, base, say)
     fitted = [fit_map(control_map, size, say) for control_map in maps]
 
     import torch
     from PIL import Image
 
-    from controlkit.diffusion.samplers import make_sampler
     from controlkit.generation.pipelines import control_pipeline, load_parts
 
     nets = [net.load(torch_dtype=dtype).to(device).eval() for net in controlnets]
-    scheduler = make_sampler(request.sampler, base.scheduler)
     pipeline = control_pipeline(base, load_parts(base, dtype=dtype, device=device), nets, scheduler)
 
     def of_each(values: list[float]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from controlkit.diffusion.samplers import SAMPLERS
+from controlkit.diffusion.samplers import SAMPLERS, make_sampler
 from controlkit.errors import RequestError, known
 from controlkit.models.bases import DEFAULT_BASE
 
@@ -110,6 +110,11 @@ def check_against_base(config: TrainConfig, base: Base) -> None:
         problems.append(
             f"base={config.base} is an inpainting base ({channels} channels); train on its text-to-image sibling"
         )
+    if config.samples.every:
+        try:
+            make_sampler(config.samples.sampler, base.scheduler, steps=config.samples.steps)
+        except ValueError as reason:
+            problems.append(f"samples.sampler={config.samples.sampler}: {reason}")
     if base.prediction_type not in ("epsilon", "v_prediction", "sample"):
         problems.append(
             f"base={config.base} predicts {base.prediction_type!r}; expected epsilon, v_prediction or sample"

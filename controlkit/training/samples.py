@@ -43,7 +43,7 @@ def sample_grid(
     from PIL import Image
 
     pipeline = models.pipeline
-    pipeline.scheduler = make_sampler(config.sampler, models.base.scheduler)
+    pipeline.scheduler = make_sampler(config.sampler, models.base.scheduler, steps=config.steps)
     trained, pipeline.controlnet = pipeline.controlnet, _for_sampling(controlnet, models.dtype)
     cells = []
     for number, row in processes.slice(list(enumerate(rows))):

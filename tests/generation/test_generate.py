@@ -62,7 +62,7 @@ def nets(tmp_path_factory):
 
 
 def generate(*arguments, code=0):
-    assert main(["generate", *map(str, arguments), *FAST]) == code
+    assert main(["generate", *FAST, *map(str, arguments)]) == code
 
 
 def pixels(path):
@@ -245,6 +245,7 @@ def test_a_map_of_another_size_is_fitted_and_said(nets, edge, tmp_path, capsys):
         (["--size", "large"], "--size 'large': expected WIDTHxHEIGHT"),
         (["--sampler", "eulr"], "unknown sampler 'eulr': did you mean 'euler"),
         (["--num", "0"], "num=0: expected at least 1"),
+        (["--steps", "1001"], "1001 steps: the schedule of this base has 1000; expected 1 to 1000"),
         (["--cfg", "-1"], "cfg=-1: expected 0 or more"),
         (["--seed", "-1"], "seed=-1: expected 0 to"),
         (

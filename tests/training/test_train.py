@@ -217,6 +217,7 @@ def test_dry_run_prints_the_resolved_config_and_trains_nothing(dataset, tmp_path
             "data.resolution=70 is not a multiple of 8 (this base's VAE divides by it); use 64 or 72",
         ),
         (["base=random-sd15-9ch"], "is an inpainting base"),
+        (["samples.every=1", "samples.steps=2000"], "2000 steps: the schedule of this base has 1000"),
         (["data.condition=cany"], "no cany maps: did you mean 'canny'? known: canny; make them: controlkit annotate"),
         (["data.path=circels"], "no such folder, and no world of that name: did you mean 'circles'?"),
         (["data.path=/nowhere"], "there is no such folder"),
