@@ -23,7 +23,7 @@ from controlkit.processes import Processes
 from controlkit.training.batches import ControlRows, make_batches
 from controlkit.training.card import model_card
 from controlkit.training.checkpoints import State, drop_old_checkpoints, load_checkpoint, save_checkpoint
-from controlkit.training.config import TrainConfig, check_against_base, resolution
+from controlkit.training.config import RESUMED_WITH, TrainConfig, check_against_base, resolution
 from controlkit.training.objective import Models, control_loss
 from controlkit.training.run import Run, StepLog
 from controlkit.training.samples import sample_grid, save_png
@@ -54,7 +54,7 @@ def train(
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
     )
-    run = Run(config, resume=resume)
+    run = Run(config, RESUMED_WITH, resume=resume)
     accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked into it
 
     # Models: the base is locked, the ControlNet learns.
@@ -66,7 +66,7 @@ def train(
     optimizer = torch.optim.AdamW(
         own.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=accelerator.device.type == "cuda"
     )
-    state = load_checkpoint(run.checkpoint, own, optimizer) if run.checkpoint else State()
+    state = load_checkpoint(run.checkpoint, {"controlnet": own}, optimizer) if run.checkpoint else State()
     controlnet, prepared_optimizer = accelerator.prepare(own, optimizer)
     if state.scaler and accelerator.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
@@ -140,7 +140,7 @@ def train(
         if "save" in due:
             if processes.first:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-                save_checkpoint(run.checkpoints, State(step, rows_seen, scaler), own, optimizer)
+                save_checkpoint(run.checkpoints, State(step, rows_seen, scaler), {"controlnet": own}, optimizer)
                 drop_old_checkpoints(run.checkpoints, config.keep_checkpoints)
             accelerator.wait_for_everyone()
 

@@ -110,7 +110,7 @@ def command(
                 path = out
                 atomic_write_bytes(path, png)
             else:
-                path = _write_new(out, picture.seed, png)
+                path = write_new(out, picture.seed, png)
             written.append({"path": str(path), "seed": picture.seed})
             for name, made in picture.made_maps.items():
                 atomic_write_bytes(path.with_name(f"{path.stem}.{name}.png"), made)
@@ -121,7 +121,7 @@ def command(
     return 0
 
 
-def _write_new(folder: Path, seed: int, png: bytes) -> Path:
+def write_new(folder: Path, seed: int, png: bytes) -> Path:
     """Under the next free number; a file that is there is never written over, also when two runs share the folder."""
     from controlkit.files import atomic_create_bytes
 

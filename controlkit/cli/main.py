@@ -23,6 +23,7 @@ COMMANDS = {
     "annotators": "annotators",
     "train": "train",
     "generate": "generate",
+    "base": "base",
     "toybox": "toybox",
     "doctor": "doctor",
 }

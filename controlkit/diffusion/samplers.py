@@ -92,7 +92,8 @@ def make_sampler(
     from controlkit.diffusion.schedules import from_scheduler_config, source_scheduler
 
     source = source_scheduler(scheduler_config)
-    stated = dict(source.config)
+    given = scheduler_config if isinstance(scheduler_config, Mapping) else scheduler_config.config
+    stated = {**source.config, **given}
     prediction_type = stated.get("prediction_type", "epsilon")
     _check_prediction_type(name, prediction_type)
     schedule = from_scheduler_config(source)
@@ -112,11 +113,11 @@ def make_sampler(
         of_the_base["rescale_betas_zero_snr"] = True
     # Some classes clip x_0 to ±1 unless told otherwise. Latents do not keep to that: a base whose own scheduler knows
     # no clipping gets none.
-    if "clip_sample" not in stated:
+    if "clip_sample" not in (stated if "_class_name" in given else given):
         of_the_base["clip_sample"] = False
     of_the_base["original_inference_steps"] = _distillation_steps(stated)
     of_the_base = {key: value for key, value in of_the_base.items() if key in known}
-    scheduler = kind.from_config(source.config, **{**of_the_base, **options})
+    scheduler = kind.from_config(given, **{**of_the_base, **options})
     if steps is not None:
         check_steps(name, steps, stated)
         _check_grid(name, steps, scheduler.config)
@@ -174,7 +175,7 @@ def _check_grid(name: str, steps: int, config: Mapping[str, Any]) -> None:
     """Refuse a grid that leaves the schedule or stands still: diffusers would index past its end, or divide by 0."""
     if name in _OWN_GRID or config.get("use_karras_sigmas"):
         return
-    T, offset, spacing = config["num_train_timesteps"], config.get("steps_offset", 0), config["timestep_spacing"]
+    T, offset, spacing = int(config["num_train_timesteps"]), int(config["steps_offset"]), config["timestep_spacing"]
 
     def fits(steps: int) -> bool:
         points = steps + 1 if name in _ONE_POINT_MORE else steps

@@ -10,6 +10,7 @@ All in float64: near alpha_bar_t = 1, float32 keeps three digits of 1 - alpha_ba
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -156,7 +157,13 @@ def source_scheduler(config: Mapping[str, Any] | Any) -> Any:
             raise ValueError(
                 f"scheduler config names the class {name!r}, which diffusers {diffusers.__version__} lacks"
             )
-        scheduler = kind.from_config(config)
+        # Not by from_config: it drops the values that a config in memory marks as defaults, which are those of a class
+        # that such a config does not name.
+        parameters = inspect.signature(kind.__init__).parameters
+        try:
+            scheduler = kind(**{key: value for key, value in config.items() if key in parameters})
+        except NotImplementedError as error:
+            raise ValueError(f"{name} knows no beta_schedule {config.get('beta_schedule')!r}") from error
     else:
         scheduler = config
     if not isinstance(getattr(scheduler, "betas", None), Tensor):

@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on, whole or absent, and checked before it is trusted.
 
 checkpoints/step-000500/
-    controlnet/                 diffusers' layout, so that any checkpoint can be used as it is
+    controlnet/ …               each network in its library's layout, so that any checkpoint can be used as it is
     optimizer.safetensors       the optimizer's tensors, named INDEX.NAME
     state.json                  step, rows seen, the optimizer's numbers, the SHA-256 of every file
 There is no random state to keep: every draw is a function of its row (`controlkit.training.draws`).
@@ -23,9 +23,11 @@ from controlkit.files import atomic_folder, sha256
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffusers import ControlNetModel
 
 _FORMAT = 1
+
+Network = Any
+"""A model of diffusers or transformers: has save_pretrained, from_pretrained, load_state_dict."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,13 @@ class State:
     scaler: dict[str, Any] | None = None  # the loss scale under fp16
 
 
-def save_checkpoint(folder: Path, state: State, controlnet: ControlNetModel, optimizer: torch.optim.Optimizer) -> Path:
+def save_checkpoint(folder: Path, state: State, networks: dict[str, Network], optimizer: torch.optim.Optimizer) -> Path:
     """Write `folder`/step-…; it has this name only once it is whole and on the disk."""
     path = folder / f"step-{state.step:06d}"
     tensors, numbers = _split(optimizer.state_dict())
     with atomic_folder(path) as unfinished:
-        controlnet.save_pretrained(unfinished / "controlnet", safe_serialization=True)
+        for name, network in networks.items():
+            network.save_pretrained(unfinished / name, safe_serialization=True)
         save_file(tensors, unfinished / "optimizer.safetensors")
         files = {
             file.relative_to(unfinished).as_posix(): sha256(file)
@@ -65,13 +68,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in reversed(_by_step(folder)) if _is_sound(path)), None)
 
 
-def load_checkpoint(path: Path, controlnet: ControlNetModel, optimizer: torch.optim.Optimizer) -> State:
-    """Put the tensors of a sound checkpoint into the network and its optimizer."""
-    from diffusers import ControlNetModel
-
+def load_checkpoint(path: Path, networks: dict[str, Network], optimizer: torch.optim.Optimizer) -> State:
+    """Put the tensors of a sound checkpoint into the networks and their optimizer."""
     data = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    saved = ControlNetModel.from_pretrained(path / "controlnet", local_files_only=True)
-    controlnet.load_state_dict(saved.state_dict())
+    for name, network in networks.items():
+        saved = type(network).from_pretrained(path / name, local_files_only=True)
+        network.load_state_dict(saved.state_dict())
     optimizer.load_state_dict(_join(load_file(path / "optimizer.safetensors"), data["optimizer"]))
     return State(data["step"], data["rows_seen"], data["scaler"])
 

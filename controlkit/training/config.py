@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from controlkit.models.bases import Base
 
 
+# What decides which rows are seen and what they are trained towards: another value makes it another run.
+RESUMED_WITH = ("base", "data.path", "data.condition", "data.resolution", "data.held_out", "prompt_dropout", "seed")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     path: str = "circles"  # a folder made by `controlkit annotate`, or the name of a world

@@ -16,7 +16,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -24,13 +24,15 @@ from controlkit.config import build, to_dict, to_yaml
 from controlkit.errors import RequestError
 from controlkit.files import atomic_write_text, need_writable
 from controlkit.training.checkpoints import newest_checkpoint
-from controlkit.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# What decides which rows are seen and what they are trained towards: another value makes it another run.
-_SAME_ON_RESUME = ("base", "data.path", "data.condition", "data.resolution", "data.held_out", "prompt_dropout", "seed")
+    class RunConfig(Protocol):
+        """Any config of a run says where its folder is."""
+
+        @property
+        def output(self) -> str: ...
 
 
 class RunError(RuntimeError):
@@ -38,10 +40,10 @@ class RunError(RuntimeError):
 
 
 class Run:
-    """The folder of a run. Only the main process writes."""
+    """The folder of a run. Only the main process writes. `same` names the settings that a resumed run must keep."""
 
-    def __init__(self, config: TrainConfig, *, resume: bool) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, same: tuple[str, ...], *, resume: bool) -> None:
+        self.config, self.same = config, same
         self.folder = Path(config.output).expanduser()
         self.checkpoints = self.folder / "checkpoints"
         need_writable(self.folder, "output")
@@ -73,8 +75,8 @@ class Run:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def _check_same_run(self) -> None:
-        saved, now = _flat(to_dict(build(TrainConfig, self.folder / "config.yaml"))), _flat(to_dict(self.config))
-        changed = [f"{key}={saved[key]} there, {now[key]} now" for key in _SAME_ON_RESUME if saved[key] != now[key]]
+        saved, now = _flat(to_dict(build(type(self.config), self.folder / "config.yaml"))), _flat(to_dict(self.config))
+        changed = [f"{key}={saved[key]} there, {now[key]} now" for key in self.same if saved[key] != now[key]]
         if changed:
             raise RequestError(
                 f"--resume: {self.folder} was begun with {'; '.join(changed)}; change it back, or begin another run "

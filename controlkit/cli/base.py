@@ -1,0 +1,112 @@
+"""`controlkit base`: diffusion models from scratch, trained and sampled."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from controlkit.cli.output import common_options
+
+if TYPE_CHECKING:
+    from controlkit.cli.output import Output
+
+
+@click.group()
+def command() -> None:
+    """Train a diffusion model from scratch (DDPM, IDDPM, latent diffusion), and sample it."""
+
+
+@command.command()
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]…")
+@click.option("--config", "config_name", metavar="NAME_OR_FILE", help="A YAML of yours, or one of ours by name.")
+@click.option("--dry-run", is_flag=True, help="Check the config, print it resolved, train nothing.")
+@click.option("--resume", is_flag=True, help="Go on from the newest sound checkpoint in the output folder.")
+@common_options(answers=True)
+def train(settings: tuple[str, ...], config_name: str | None, dry_run: bool, resume: bool, output: Output) -> int:
+    """Train a base: `train=vae` its autoencoder, `train=unet` the diffusion model.
+
+    In pixels, unconditional (condition=none) or by class (condition=class); or in the latents of an autoencoder, from
+    captions (condition=text vae.path=RUN/vae). RUN/pipeline is a pipeline of diffusers.
+    """
+    import controlkit.toybox.register  # noqa: F401  (its worlds can be named as data.path)
+    from controlkit.cli.output import Output
+    from controlkit.config import build, find_config, to_dict, to_yaml
+    from controlkit.processes import Processes
+    from controlkit.training.base_config import BaseConfig
+
+    config = build(BaseConfig, find_config(config_name) if config_name else None, settings)
+    if dry_run:
+        output.answer(to_yaml(config) + "# nothing was trained", to_dict(config))
+        return 0
+
+    from controlkit.training.base import train_base
+
+    processes = Processes.launched()
+    if not processes.first:
+        output = Output(quiet=True)
+    with output.progress("train", "steps") as progress:
+        result = train_base(config, resume=resume, say=output.say, progress=progress)
+    if processes.first:
+        output.answer(f"{result} is ready; look at {result.parent / 'samples'}", {"result": str(result)})
+    return 0
+
+
+@command.command()
+@click.option("--base", required=True, type=click.Path(path_type=Path), help="The folder of a pipeline.")
+@click.option("--num", default=1, show_default=True, type=click.IntRange(1), help="Pictures.")
+@click.option("--sampler", default="ddim", show_default=True, help="How the noise is removed.")
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(1), help="Steps of the sampler.")
+@click.option("--eta", default=0.0, show_default=True, help="ddim: 0 always the same picture, 1 as noisy as ddpm.")
+@click.option("--class", "class_name", help="Of a class-conditional base: the class, by name or number.")
+@click.option("--prompt", help="Of a text-conditional base: what to paint.")
+@click.option("--cfg", default=4.0, show_default=True, help="How strongly class or prompt counts; 1: no guidance.")
+@click.option("--seed", type=int, help="Picture i starts from SEED + i.  [default: a random one, which is said]")
+@click.option("--out", default="outputs", show_default=True, type=click.Path(path_type=Path), help="A folder.")
+@click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]")
+@common_options(answers=True)
+def sample(
+    base: Path,
+    num: int,
+    sampler: str,
+    steps: int,
+    eta: float,
+    class_name: str | None,
+    prompt: str | None,
+    cfg: float,
+    seed: int | None,
+    out: Path,
+    device: str | None,
+    output: Output,
+) -> int:
+    """Paint pictures with a base alone, without control."""
+    from controlkit.cli.generate import write_new
+    from controlkit.files import need_writable
+    from controlkit.generation.settings import encode_picture, library_versions, weights_sha256
+    from controlkit.generation.unguided import load_painter
+
+    need_writable(out, "--out")
+    if seed is None:
+        seed = secrets.randbelow(2**31)
+        output.say(f"seed: {seed}")
+    paint = load_painter(base, class_name=class_name, prompt=prompt, cfg=cfg, device=device)
+    pictures = paint(seeds=[seed + number for number in range(num)], sampler=sampler, steps=steps, eta=eta)
+    common: dict[str, Any] = {
+        "base": {"name": str(base), "sha256": weights_sha256(base)},
+        "sampler": sampler,
+        "steps": steps,
+        "eta": eta,
+        "class": class_name,
+        "prompt": prompt,
+        "cfg": cfg,
+        "together": num,
+        "versions": library_versions(),
+    }
+    written = []
+    for number, image in enumerate(pictures):
+        path = write_new(out, seed + number, encode_picture(image, {**common, "seed": seed + number}))
+        written.append({"path": str(path), "seed": seed + number})
+    output.answer("\n".join(str(each["path"]) for each in written), {"pictures": written})
+    return 0

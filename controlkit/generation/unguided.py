@@ -1,0 +1,157 @@
+"""Pictures of a base alone, without control: from pixels (DDPM, IDDPM, by class) or from prompts (Stable Diffusion)."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from controlkit.diffusion.guidance import guide
+from controlkit.diffusion.samplers import make_sampler
+from controlkit.errors import RequestError, known
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import torch
+    from numpy.typing import NDArray
+
+LABELS = "labels.json"
+"""Beside a class-conditional pipeline: the names of its classes; the number behind the last is "no class"."""
+
+
+def paint_pixels(
+    unet: Any,
+    scheduler_config: Mapping[str, Any],
+    *,
+    seeds: list[int],
+    sampler: str,
+    steps: int,
+    eta: float = 0.0,
+    labels: list[int] | None = None,
+    cfg: float = 1.0,
+) -> list[NDArray[np.uint8]]:
+    """One picture a seed, together. "ddpm" walks a respaced schedule by its own variance; any other sampler is
+    diffusers', which takes the mean of a network that learns its variance."""
+    import torch
+
+    from controlkit.diffusion import ddpm
+    from controlkit.diffusion.respacing import timestep_grid
+    from controlkit.diffusion.schedules import from_scheduler_config
+
+    scheduler = make_sampler(sampler, scheduler_config, steps=steps, eta=eta)
+    device, side = unet.device, unet.config.sample_size
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    x = torch.stack([torch.randn((3, side, side), generator=each) for each in generators]).to(device)
+    learned = unet.config.out_channels == 6
+    given = None if labels is None else torch.tensor(labels, device=device)
+    none = None if given is None else torch.full_like(given, unet.config.num_class_embeds - 1)
+
+    @torch.no_grad()
+    def model(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = unet(x_t, t, class_labels=given).sample
+        if given is not None and cfg != 1:
+            empty = unet(x_t, t, class_labels=none).sample
+            # The variance is the conditional one's: guidance is about the mean.
+            output = torch.cat([guide(empty[:, :3], output[:, :3], cfg), output[:, 3:]], dim=1)
+        return output
+
+    if sampler == "ddpm":
+        schedule = from_scheduler_config(scheduler_config)
+        x = ddpm.sample(
+            model,
+            x,
+            schedule,
+            tau=timestep_grid(schedule.num_steps, steps, "linspace" if steps > 1 else "trailing"),
+            prediction_type=scheduler_config["prediction_type"],
+            variance=scheduler_config.get("variance_type", "fixed_small"),
+            clip=1.0,
+            generator=generators[0],
+        )
+    else:
+        scheduler.set_timesteps(steps, device=device)
+        extra: dict[str, Any] = {"eta": eta, "generator": generators[0]} if eta else {}
+        x = x * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            output = model(scheduler.scale_model_input(x, t), t.expand(len(x)))
+            mean = output[:, :3] if learned else output
+            x = scheduler.step(mean, t, x, **extra).prev_sample
+    scaled = ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return list(scaled.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def paint_prompts(
+    pipeline: Any, prompts: list[str], *, seeds: list[int], sampler: str, steps: int, eta: float = 0.0, cfg: float
+) -> list[NDArray[np.uint8]]:
+    """One picture a prompt, by diffusers' StableDiffusionPipeline, one at a time."""
+    import torch
+
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = make_sampler(sampler, pipeline.scheduler.config, steps=steps, eta=eta)
+    size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    made = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        image = pipeline(
+            prompt,
+            height=size,
+            width=size,
+            num_inference_steps=steps,
+            guidance_scale=cfg,
+            eta=eta,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+        ).images[0]
+        made.append((image * 255).round().astype(np.uint8))
+    return made
+
+
+def load_painter(
+    folder: Path, *, class_name: str | None, prompt: str | None, cfg: float, device: str | None
+) -> Callable[..., list[NDArray[np.uint8]]]:
+    """A function (seeds, sampler, steps, eta) -> pictures for the pipeline in that folder, of either kind."""
+    from controlkit.models.devices import choose_device
+    from controlkit.models.locate import read_json
+    from controlkit.models.quiet import quiet_libraries
+
+    kind = read_json(folder / "model_index.json").get("_class_name")
+    if kind not in ("DDPMPipeline", "StableDiffusionPipeline"):
+        raise RequestError(f"base {str(folder)!r} is a {kind}; expected a DDPMPipeline or StableDiffusionPipeline")
+    if kind == "DDPMPipeline" and prompt is not None:
+        raise RequestError(f"--prompt: base {str(folder)!r} reads no text; leave it out")
+    if kind == "StableDiffusionPipeline" and class_name is not None:
+        raise RequestError(f"--class: base {str(folder)!r} knows no classes, it reads --prompt")
+    number = None if class_name is None else class_number(folder, class_name)
+    quiet_libraries()
+    where = choose_device(device)
+
+    from diffusers import DDPMPipeline, StableDiffusionPipeline
+
+    if kind == "StableDiffusionPipeline":
+        stable = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True).to(where)
+        return lambda *, seeds, **how: paint_prompts(stable, [prompt or ""] * len(seeds), seeds=seeds, cfg=cfg, **how)
+    pixels = DDPMPipeline.from_pretrained(folder, local_files_only=True).to(where)
+    classes = pixels.unet.config.num_class_embeds
+    if classes and number is None:
+        number = classes - 1  # "no class"
+
+    def paint(*, seeds: list[int], **how: Any) -> list[NDArray[np.uint8]]:
+        labels = None if number is None else [number] * len(seeds)
+        weight = 1.0 if class_name is None else cfg
+        return paint_pixels(pixels.unet, pixels.scheduler.config, seeds=seeds, labels=labels, cfg=weight, **how)
+
+    return paint
+
+
+def class_number(folder: Path, name: str) -> int:
+    """The number of a class by its name, or by the number itself."""
+    try:
+        classes: list[str] = json.loads((folder / LABELS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(f"--class {name}: base {str(folder)!r} has no classes") from None
+    if name in classes:
+        return classes.index(name)
+    if name.isdigit() and int(name) < len(classes):
+        return int(name)
+    raise RequestError(f"unknown class {name!r}: {known(name, classes)}")

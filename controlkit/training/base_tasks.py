@@ -1,0 +1,313 @@
+"""What a base can be trained to do.
+
+A task is a module whose `forward` gives the loss of a batch, so that whatever wraps modules (DDP, autocast) wraps all
+of it; it knows its networks, how to sample and how to hand over.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from controlkit.diffusion.forward import q_sample
+from controlkit.diffusion.losses import l_hybrid, min_snr_weight, per_item
+from controlkit.diffusion.prediction import check_prediction, target
+from controlkit.diffusion.schedules import from_scheduler_config
+from controlkit.errors import RequestError
+from controlkit.files import atomic_folder, atomic_write_text
+from controlkit.generation.unguided import LABELS, paint_pixels, paint_prompts
+from controlkit.training.base_networks import (
+    build_latent_unet,
+    build_pixel_unet,
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_vae,
+)
+from controlkit.training.draws import generator, uniform
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from controlkit.data.labelled import LabelledRow
+    from controlkit.training.base_config import BaseConfig
+
+Keys = list[tuple[int, int]]  # (epoch, row number)
+
+
+class Task(nn.Module):
+    """Pictures are given as uint8 (N, S, S, 3); a batch names rows and epochs, from which every draw follows."""
+
+    def __init__(self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8]) -> None:
+        super().__init__()
+        self.config, self.rows = config, rows
+        self.pictures = torch.from_numpy(pictures)
+
+    def networks(self) -> dict[str, Any]:
+        """What learns, by the name it is saved under."""
+        raise NotImplementedError
+
+    def pixels(self, keys: Keys, device: torch.device) -> torch.Tensor:
+        """(B, 3, S, S) in [-1, 1]."""
+        chosen = self.pictures[[number for _, number in keys]]
+        return chosen.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def draw(self, keys: Keys, what: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """(B, *shape) from N(0, 1)."""
+        return torch.stack([torch.randn(shape, generator=generator(*self._key(key), what)) for key in keys])
+
+    def emptied(self, keys: Keys) -> torch.Tensor:
+        """(B,) bool: whose prompt or class is dropped."""
+        return torch.tensor([uniform(*self._key(key), "prompt") < self.config.dropout for key in keys])
+
+    def timesteps(self, keys: Keys) -> torch.Tensor:
+        draws = [
+            torch.randint(self.config.timesteps, (), generator=generator(*self._key(key), "timestep")) for key in keys
+        ]
+        return torch.stack(draws)
+
+    def _key(self, key: tuple[int, int]) -> tuple[object, ...]:
+        epoch, number = key
+        return self.config.seed, epoch, self.rows[number].content, self.rows[number].file_name
+
+
+class Autoencoder(Task):
+    """Pictures to latents and back: L1 + L2 of the pixels, and a little KL that keeps the latents near N(0, 1)."""
+
+    def __init__(self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8]) -> None:
+        super().__init__(config, rows, pictures)
+        self.vae = build_vae(config)
+
+    def networks(self) -> dict[str, Any]:
+        return {"vae": self.vae}
+
+    def forward(self, keys: Keys, device: torch.device) -> torch.Tensor:
+        pixels = self.pixels(keys, device)
+        # One call of the whole network, so that DDP sees every parameter used.
+        posterior = self.vae.encode(pixels).latent_dist
+        noise = self.draw(keys, "vae", tuple(posterior.mean.shape[1:])).to(device)
+        made = self.vae.decode(posterior.mean + posterior.std * noise).sample
+        difference = made - pixels
+        kl = self.config.vae.kl_weight * posterior.kl().mean()
+        loss: torch.Tensor = difference.abs().mean() + difference.square().mean() + kl
+        return loss
+
+    @torch.no_grad()
+    def sample(self, networks: dict[str, Any], shown: Any, device: torch.device) -> list[NDArray[np.uint8]]:
+        """What comes back of pictures that it has not seen."""
+        pixels = torch.from_numpy(shown).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        vae = networks["vae"]
+        return _to_uint8(vae.decode(vae.encode(pixels).latent_dist.mean).sample)
+
+    @torch.no_grad()
+    def hand_over(self, networks: dict[str, Any], folder: Path, device: torch.device) -> Path:
+        """vae/ with the scaling factor that gives its latents variance 1, as Stable Diffusion's has."""
+        vae = networks["vae"]
+        drawn = []
+        for start in range(0, min(len(self.pictures), 2048), 64):
+            keys = [(0, number) for number in range(start, min(start + 64, len(self.pictures)))]
+            posterior = vae.encode(self.pixels(keys, device)).latent_dist
+            drawn.append(
+                posterior.mean + posterior.std * self.draw(keys, "scale", tuple(posterior.mean.shape[1:])).to(device)
+            )
+        vae.register_to_config(scaling_factor=float(1 / torch.cat(drawn).std()))
+        with atomic_folder(folder / "vae") as unfinished:
+            vae.save_pretrained(unfinished, safe_serialization=True)
+        return folder / "vae"
+
+
+class Diffusion(Task):
+    """What pixel and latent models share: the schedule and the loss."""
+
+    unet: Any
+
+    def __init__(self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8]) -> None:
+        super().__init__(config, rows, pictures)
+        self.scheduler = build_scheduler(config)
+        self.schedule = from_scheduler_config(self.scheduler)
+        check_prediction(config.prediction, self.schedule)
+
+    def loss(self, output: torch.Tensor, x_0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        config = self.config
+        if config.loss == "hybrid":
+            # 256 levels: the last step is judged as the picture of 8 bits that it makes.
+            losses = l_hybrid(output.float(), x_0, eps, t, self.schedule, prediction_type=config.prediction, levels=256)
+            return losses.mean()
+        wanted = target(config.prediction, x_0, eps, self.schedule.alpha_bar[t.cpu()])
+        losses = per_item(config.loss, output.float(), wanted)
+        if config.snr_gamma is not None:
+            weights = min_snr_weight(config.prediction, self.schedule.snr[t.cpu()], config.snr_gamma)
+            losses = losses * weights.to(losses)
+        return losses.mean()
+
+
+class PixelDiffusion(Diffusion):
+    """DDPM and IDDPM: unconditional or by class."""
+
+    def __init__(self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8]) -> None:
+        super().__init__(config, rows, pictures)
+        self.classes = sorted({row.label for row in rows if row.label is not None})
+        self.unet = build_pixel_unet(config, len(self.classes))
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self.labels = torch.tensor([numbers[row.label] for row in rows if row.label is not None])
+
+    def networks(self) -> dict[str, Any]:
+        return {"unet": self.unet}
+
+    def forward(self, keys: Keys, device: torch.device) -> torch.Tensor:
+        x_0 = self.pixels(keys, device)
+        eps = self.draw(keys, "noise", tuple(x_0.shape[1:])).to(device)
+        t = self.timesteps(keys).to(device)
+        x_t = q_sample(x_0, eps, self.schedule.alpha_bar[t.cpu()])
+        labels = None
+        if self.classes:
+            labels = self.labels[[number for _, number in keys]]
+            labels = labels.masked_fill(self.emptied(keys), len(self.classes)).to(device)
+        return self.loss(self.unet(x_t, t, class_labels=labels).sample, x_0, eps, t)
+
+    def sample(self, networks: dict[str, Any], shown: Any, device: torch.device) -> list[NDArray[np.uint8]]:
+        samples = self.config.samples
+        labels = [number % len(self.classes) for number in range(samples.count)] if self.classes else None
+        return paint_pixels(
+            networks["unet"],
+            self.scheduler.config,
+            seeds=[self.config.seed + number for number in range(samples.count)],
+            sampler=samples.sampler,
+            steps=samples.steps,
+            labels=labels,
+            cfg=samples.cfg if self.classes else 1.0,
+        )
+
+    def hand_over(self, networks: dict[str, Any], folder: Path, device: torch.device) -> Path:
+        """pipeline/ for diffusers' DDPMPipeline; the classes' names lie beside it."""
+        from diffusers import DDPMPipeline
+
+        with atomic_folder(folder / "pipeline") as unfinished:
+            DDPMPipeline(unet=networks["unet"], scheduler=self.scheduler).save_pretrained(unfinished)
+            if self.classes:
+                atomic_write_text(unfinished / LABELS, json.dumps(self.classes) + "\n")
+        return folder / "pipeline"
+
+
+class LatentDiffusion(Diffusion):
+    """Stable Diffusion: a UNet in an autoencoder's latents that reads a text encoder, which may learn along."""
+
+    def __init__(
+        self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8], vae: Any, device: torch.device
+    ) -> None:
+        super().__init__(config, rows, pictures)
+        if config.data.size % (
+            factor := 2 ** (len(vae.config.block_out_channels) - 1) * 2 ** (len(config.unet.widths) - 1)
+        ):
+            raise RequestError(
+                f"data.size={config.data.size} is not a multiple of {factor}, the VAE's and UNet's together"
+            )
+        captions = [row.caption for row in rows]
+        if not any(captions):
+            raise RequestError(f"data.path={config.data.path}: no row has a caption; condition=text needs them")
+        self.tokenizer = build_tokenizer(config, captions)
+        self.text_encoder = build_text_encoder(config, self.tokenizer).requires_grad_(config.text.train)
+        self.unet = build_latent_unet(config, vae)
+        self.tokens, self.empty = self._tokens(captions), self._tokens([""])
+        self._vae = [vae.to(device)]  # in a list: it does not learn, and is no submodule
+        self.mean, self.std = self._encode(device)
+
+    def networks(self) -> dict[str, Any]:
+        return {"unet": self.unet, **({"text_encoder": self.text_encoder} if self.config.text.train else {})}
+
+    def forward(self, keys: Keys, device: torch.device) -> torch.Tensor:
+        numbers = [number for _, number in keys]
+        vae_noise = self.draw(keys, "vae", tuple(self.mean.shape[1:]))
+        x_0 = (self.mean[numbers] + self.std[numbers] * vae_noise).to(device)
+        eps = self.draw(keys, "noise", tuple(x_0.shape[1:])).to(device)
+        t = self.timesteps(keys).to(device)
+        x_t = q_sample(x_0, eps, self.schedule.alpha_bar[t.cpu()])
+        tokens = torch.where(self.emptied(keys)[:, None], self.empty, self.tokens[numbers]).to(device)
+        text = self.text_encoder(tokens).last_hidden_state
+        return self.loss(self.unet(x_t, t, encoder_hidden_states=text).sample, x_0, eps, t)
+
+    def sample(self, networks: dict[str, Any], shown: Any, device: torch.device) -> list[NDArray[np.uint8]]:
+        samples = self.config.samples
+        return paint_prompts(
+            self._pipeline(networks),
+            shown,
+            seeds=[self.config.seed + number for number in range(len(shown))],
+            sampler=samples.sampler,
+            steps=samples.steps,
+            cfg=samples.cfg,
+        )
+
+    def hand_over(self, networks: dict[str, Any], folder: Path, device: torch.device) -> Path:
+        """pipeline/ for diffusers' StableDiffusionPipeline."""
+        with atomic_folder(folder / "pipeline") as unfinished:
+            self._pipeline(networks).save_pretrained(unfinished)
+        return folder / "pipeline"
+
+    def _pipeline(self, networks: dict[str, Any]) -> Any:
+        from diffusers import StableDiffusionPipeline
+
+        return StableDiffusionPipeline(
+            vae=self._vae[0],
+            text_encoder=networks.get("text_encoder", self.text_encoder),
+            tokenizer=self.tokenizer,
+            unet=networks["unet"],
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def _tokens(self, texts: list[str]) -> torch.Tensor:
+        length = self.tokenizer.model_max_length
+        encoded = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        tokens: torch.Tensor = encoded.input_ids
+        return tokens
+
+    @torch.no_grad()
+    def _encode(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of every picture's latent, once: the autoencoder does not change."""
+        vae = self._vae[0]
+        means, stds = [], []
+        for start in range(0, len(self.pictures), 64):
+            keys = [(0, number) for number in range(start, min(start + 64, len(self.pictures)))]
+            posterior = vae.encode(self.pixels(keys, device)).latent_dist
+            means.append(posterior.mean.cpu() * vae.config.scaling_factor)
+            stds.append(posterior.std.cpu() * vae.config.scaling_factor)
+        return torch.cat(means), torch.cat(stds)
+
+
+def make_task(
+    config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8], device: torch.device
+) -> Autoencoder | PixelDiffusion | LatentDiffusion:
+    """The task that the config asks for, its networks initialised from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if config.train == "vae":
+            return Autoencoder(config, rows, pictures)
+        if config.condition != "text":
+            return PixelDiffusion(config, rows, pictures)
+        return LatentDiffusion(config, rows, pictures, _load_vae(config), device)
+
+
+def _load_vae(config: BaseConfig) -> Any:
+    from diffusers import AutoencoderKL
+
+    try:
+        vae = AutoencoderKL.from_pretrained(config.vae.path, local_files_only=True)
+    except (OSError, ValueError):
+        raise RequestError(
+            f"vae.path={config.vae.path}: no autoencoder in diffusers' layout; make one with train=vae"
+        ) from None
+    return vae.requires_grad_(False).eval()
+
+
+def _to_uint8(pixels: torch.Tensor) -> list[NDArray[np.uint8]]:
+    """(B, 3, H, W) in [-1, 1] -> pictures."""
+    scaled = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return list(scaled.permute(0, 2, 3, 1).cpu().numpy())
