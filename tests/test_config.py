@@ -7,6 +7,7 @@ import pytest
 
 from controlkit.config import build, find_config, shipped_configs, to_yaml
 from controlkit.errors import RequestError
+from controlkit.training.base_config import BaseConfig
 from controlkit.training.config import TrainConfig
 
 
@@ -114,9 +115,12 @@ def test_a_config_is_found_by_name_or_path(tmp_path):
 
 @pytest.mark.parametrize("name", list(shipped_configs()))
 def test_every_shipped_config_is_read_and_opens_with_its_command(name):
+    """Those of bases are named base-…; the others train a ControlNet."""
     file = shipped_configs()[name]
-    build(TrainConfig, file)
-    assert f"--config {name}" in file.read_text(encoding="utf-8").splitlines()[0]
+    is_base = name.startswith("base-")
+    build(BaseConfig if is_base else TrainConfig, file)
+    command = "controlkit base train" if is_base else "accelerate launch train_controlnet.py"
+    assert file.read_text(encoding="utf-8").splitlines()[0] == f"# {command} --config {name}"
 
 
 def test_the_defaults_are_those_of_the_first_config():
