@@ -92,6 +92,7 @@ def main() -> None:
         else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
     print(f"{name} · torch {torch.__version__} · diffusers {diffusers.__version__}")
+    size = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     print(f"{options.size} px, batch {options.batch}, {size:.1f} M parameters")
     for label, median in zip(("controlkit", "plain diffusers loop"), medians, strict=True):
         print(f"{label:22s} {options.batch / median:8.1f} images/s")

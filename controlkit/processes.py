@@ -50,12 +50,14 @@ class Processes:
         """This process's consecutive share."""
         return items[len(items) * self.rank // self.count : len(items) * (self.rank + 1) // self.count]
 
-    def wait(self) -> None:
-        """Until all processes are here: a launcher ends the others when one leaves with an error."""
+    def leave(self) -> None:
+        """The end of the common work: all wait for each other, since a launcher ends the others when one leaves with an
+        error, and close what connects them, or its threads abort an interpreter that shuts down."""
         if self.count > 1:
             from accelerate import PartialState
 
             PartialState().wait_for_everyone()
+            PartialState().destroy_process_group()
 
     def gather(self, items: list[T]) -> list[T]:
         """The shares of all processes, in the order of the whole list."""

@@ -65,6 +65,7 @@ def command(
         except BadPicture as reason:  # only under --strict
             output.warn(f"error: stopped by --strict: {reason}")
             return 1
+    processes.leave()
     if not processes.first:
         return 0  # the first one answers for all
     for error in report.errors[:20]:

@@ -20,20 +20,24 @@ def command() -> None:
 
 @command.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--world", required=True, help="Which world, e.g. circles.")
+@click.option("--world", required=True, help="circles or rooms.")
+@click.option("--type", "types", metavar="TYPE[,TYPE…]", help="The maps.  [default: all the world has, and canny]")
 @click.option("--count", required=True, type=click.IntRange(1), help="Scenes.")
 @click.option("--size", default=64, show_default=True, type=click.IntRange(8), help="Pixels a side.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Other seeds give other scenes.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes that draw.")
 @common_options(answers=True)
-def make(out: Path, world: str, count: int, size: int, seed: int, workers: int, output: Output) -> int:
-    """Draw COUNT scenes of a world into OUT, with captions and canny maps, ready for training.
+def make(
+    out: Path, world: str, types: str | None, count: int, size: int, seed: int, workers: int, output: Output
+) -> int:
+    """Draw COUNT scenes of a world into OUT, with captions and control maps, ready for training.
 
     The same seed gives the same bytes, with any number of workers. A larger COUNT adds to what is there.
     """
     from controlkit.toybox.make import make as draw
 
     with output.progress("draw", "scenes") as progress:
-        draw(out, world, count=count, size=size, seed=seed, workers=workers, progress=progress)
+        chosen = tuple(name.strip() for name in types.split(",")) if types is not None else None
+        draw(out, world, types=chosen, count=count, size=size, seed=seed, workers=workers, progress=progress)
     output.answer(f"{count} scenes of {world} · {out}", {"scenes": count, "world": world, "out": str(out)})
     return 0

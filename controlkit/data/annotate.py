@@ -90,7 +90,6 @@ def annotate(job: Job, processes: Processes, progress: Callable[[int], None] = l
         _write_metadata(job, pictures, rows, failed)
         for type in job.annotators:
             remove_leftovers(job.out / layout.CONDITIONS / type, begun)
-    processes.wait()
     return Report(
         pictures=len(pictures),
         made=sum(outcome.made for outcome in outcomes),

@@ -103,7 +103,13 @@ def test_interrupted_from_the_keyboard(tmp_path):
     import time
 
     command = [sys.executable, "-m", "controlkit", "toybox", "make", str(tmp_path / "d"), "--world", "circles"]
-    process = subprocess.Popen([*command, "--count", "100000", "-q"], stderr=subprocess.PIPE, text=True)
+    # Tests that run in the background of a shell inherit that SIGINT is ignored.
+    process = subprocess.Popen(
+        [*command, "--count", "100000", "-q"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("d/*.png")) and time.monotonic() < deadline:
         time.sleep(0.01)
