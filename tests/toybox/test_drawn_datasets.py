@@ -88,6 +88,15 @@ def test_a_second_run_draws_only_what_is_missing(drawn, tmp_path, monkeypatch):
     assert tree(tmp_path) == tree(drawn)
 
 
+@pytest.mark.parametrize("missing", ["000001.png", "conditions/depth/000001.png.png"])
+def test_what_is_there_is_not_written_again(tmp_path, missing):
+    make_dataset(tmp_path, "rooms", count=2)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.name.startswith("0")}
+    (tmp_path / missing).unlink()
+    make_dataset(tmp_path, "rooms", count=2)
+    assert {path for path in before if path.stat().st_mtime_ns != before[path]} == {tmp_path / missing}
+
+
 def test_more_scenes_are_added_and_what_is_there_is_kept(tmp_path):
     make(tmp_path / "grown", "--count", "3")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "grown").rglob("*.png")}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from controlkit.toybox.camera import EYE, FOCAL, HORIZON, NEAREST, WALL, project
-from controlkit.toybox.captions import MOST_WORDS, Described, noun_phrase, relation_of
+from controlkit.toybox.captions import MOST_WORDS, Described, caption, noun_phrase, relation_of
 from controlkit.toybox.render import Part, render
-from controlkit.toybox.scene import COLOURS, GROUNDS
+from controlkit.toybox.scene import COLOURS, GROUNDS, contrast
 from controlkit.toybox.solids import Box, Cone, Ellipsoid
 from controlkit.toybox.worlds import WORLDS
 
@@ -222,6 +222,14 @@ def test_scenes_have_the_variety_that_they_promise(plans):
     assert all(len({thing["colour"] for thing in plan.facts["objects"]}) == len(plan.things) for plan in plans)
 
 
+def test_nothing_is_lost_against_wall_or_floor(plans):
+    for plan in plans:
+        for thing in plan.facts["objects"]:
+            for ground in (plan.facts["wall"], plan.facts["floor"]):
+                assert contrast(COLOURS[thing["colour"]], GROUNDS[ground]) > 90
+        assert contrast(GROUNDS[plan.facts["wall"]], GROUNDS[plan.facts["floor"]]) > 75
+
+
 def test_a_small_thing_never_looks_as_big_as_a_big_one(plans):
     """However near it stands: sizes in a caption can be seen."""
     widths = {}
@@ -247,6 +255,14 @@ def test_noun_phrases():
     doll = thing(shape="doll", gesture="waving", size="small")
     assert noun_phrase(doll) == "a small orange doll waving"
     assert noun_phrase(doll, gesture=False) == "a small orange doll"
+
+
+def test_a_caption_that_would_be_too_long_leaves_something_out():
+    dolls = [thing(u=0.2 * n, shape="doll", gesture="with hands on hips", shiny=True) for n in range(4)]
+    lengths = [
+        len(caption(dolls, "light green", "dark red", np.random.default_rng(seed)).split()) for seed in range(100)
+    ]
+    assert 30 < max(lengths) <= MOST_WORDS
 
 
 def test_relations():

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -125,9 +128,9 @@ def test_the_text_encoder_learns_along_or_stays(circles, vae, tmp_path, trains):
 
 
 def test_both_ways_for_the_time_to_enter(circles, tmp_path):
-    for time, kind in (("add", "default"), ("scale_shift", "scale_shift")):
-        train(circles, tmp_path / time, f"unet.time={time}", "steps=1")
-        config = json.loads((tmp_path / time / "pipeline" / "unet" / "config.json").read_text())
+    for way, kind in (("add", "default"), ("scale_shift", "scale_shift")):
+        train(circles, tmp_path / way, f"unet.time={way}", "steps=1")
+        config = json.loads((tmp_path / way / "pipeline" / "unet" / "config.json").read_text())
         assert config["resnet_time_scale_shift"] == kind
 
 
@@ -200,6 +203,23 @@ def test_a_resumed_run_equals_an_unbroken_one(circles, tmp_path, settings):
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "broken")
     name = "vae" if "train=vae" in settings else "pipeline"
     assert tensors(tmp_path / "whole" / name) == tensors(tmp_path / "broken" / name)
+
+
+def test_a_killed_run_equals_an_unbroken_one(circles, tmp_path):
+    """SIGKILL at whatever it was doing behind its first checkpoint."""
+    settings = [*PIXELS["iddpm"], "steps=40"]
+    arguments = ["base", "train", f"data.path={circles}", f"output={tmp_path / 'killed'}", *TINY, *settings, "-q"]
+    process = subprocess.Popen([sys.executable, "-m", "controlkit", *arguments])
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("killed/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "pipeline").exists()
+    train(circles, tmp_path / "killed", *settings, "--resume")
+    train(circles, tmp_path / "whole", *settings)
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    assert tensors(tmp_path / "killed" / "pipeline") == tensors(tmp_path / "whole" / "pipeline")
 
 
 def test_a_latent_run_resumes_too(circles, vae, tmp_path):
