@@ -45,8 +45,8 @@ def train(
     base = find_base(config.base)
     check_against_base(config, base)
     rows = read_dataset(find_dataset(config.data.path), config.data.condition)
-    kept_back = [row for row in rows if held_out(row, config.data.held_out)]
-    learned = [row for row in rows if not held_out(row, config.data.held_out)]
+    kept_back = [row for row in rows if held_out(row.content, config.data.held_out)]
+    learned = [row for row in rows if not held_out(row.content, config.data.held_out)]
     if not learned:
         raise RequestError(f"data.path={config.data.path}: all {len(rows)} rows are held out; lower data.held_out")
     processes = Processes.launched()

@@ -64,9 +64,9 @@ def read_dataset(folder: Path, condition: str) -> list[Row]:
     ]
 
 
-def held_out(row: Row, share: float) -> bool:
-    """Whether the row is kept from training: decided by its content, so that a copy under another name goes with it."""
-    return int(row.content[:8], 16) < share * 2**32
+def held_out(content: str, share: float) -> bool:
+    """Whether a row is kept from training: decided by its content, so that a copy under another name goes with it."""
+    return int(content[:8], 16) < share * 2**32
 
 
 def _captions(row: layout.Row) -> tuple[str, ...]:

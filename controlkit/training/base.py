@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from controlkit.data.labelled import load_pictures, read_labelled
-from controlkit.data.rows import find_dataset
+from controlkit.data.rows import find_dataset, held_out
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
 from controlkit.models.quiet import quiet_libraries
@@ -48,8 +48,8 @@ def train_base(
     if config.train == "unet" and config.samples.every:
         make_sampler(config.samples.sampler, build_scheduler(config), steps=config.samples.steps)
     rows = read_labelled(find_dataset(config.data.path), config.data.label)
-    kept_back = [row for row in rows if int(row.content[:8], 16) < config.data.held_out * 2**32]
-    learned = [row for row in rows if int(row.content[:8], 16) >= config.data.held_out * 2**32]
+    kept_back = [row for row in rows if held_out(row.content, config.data.held_out)]
+    learned = [row for row in rows if not held_out(row.content, config.data.held_out)]
     if not learned:
         raise RequestError(f"data.path={config.data.path}: all {len(rows)} rows are held out; lower data.held_out")
     processes = Processes.launched()

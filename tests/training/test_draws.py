@@ -147,8 +147,8 @@ def test_picture_and_map_share_one_geometry(tmp_path):
 
 def test_held_out_rows_are_chosen_by_content(dataset):
     rows = read_dataset(dataset, "canny")
-    chosen = {row.content for row in rows if held_out(row, 0.5)}
+    chosen = {row.content for row in rows if held_out(row.content, 0.5)}
     assert 0 < len(chosen) < len(rows)
-    assert {row.content for row in reversed(rows) if held_out(row, 0.5)} == chosen
-    assert not any(held_out(row, 0.0) for row in rows)
-    assert chosen <= {row.content for row in rows if held_out(row, 0.9)}
+    assert {row.content for row in reversed(rows) if held_out(row.content, 0.5)} == chosen
+    assert not any(held_out(row.content, 0.0) for row in rows)
+    assert chosen <= {row.content for row in rows if held_out(row.content, 0.9)}
