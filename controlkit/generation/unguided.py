@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,11 @@ def paint_pixels(
         )
     else:
         scheduler.set_timesteps(steps, device=device)
-        extra: dict[str, Any] = {"eta": eta, "generator": generators[0]} if eta else {}
+        # Samplers that draw noise take a generator; without one they would draw from wherever the process stands.
+        known_to_step = inspect.signature(scheduler.step).parameters
+        extra: dict[str, Any] = {"generator": generators[0]} if "generator" in known_to_step else {}
+        if eta:
+            extra["eta"] = eta
         x = x * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             output = model(scheduler.scale_model_input(x, t), t.expand(len(x)))

@@ -163,6 +163,13 @@ def test_ddim_is_a_function_of_its_noise_and_eta_is_not(models, tmp_path, kind):
     assert not np.array_equal(same[0], noisy)
 
 
+@pytest.mark.parametrize("sampler", ["euler_a", "dpmpp_2m_sde", "lcm", "ddpm"])
+def test_samplers_that_draw_noise_draw_it_from_the_seed(models, tmp_path, sampler):
+    base = models / "ddpm" / "pipeline"
+    same = [sample(base, tmp_path / name, "--sampler", sampler)[0] for name in ("a", "b")]
+    assert np.array_equal(*same)
+
+
 @pytest.mark.parametrize("kind", PIXELS)
 @pytest.mark.parametrize("steps", [1, 7, 1000])
 def test_respaced_ddpm_takes_any_number_of_steps(models, tmp_path, kind, steps):
