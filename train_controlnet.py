@@ -25,7 +25,7 @@ from controlkit.training.card import model_card
 from controlkit.training.checkpoints import State, drop_old_checkpoints, load_checkpoint, save_checkpoint
 from controlkit.training.config import RESUMED_WITH, TrainConfig, check_against_base, resolution
 from controlkit.training.objective import Models, control_loss
-from controlkit.training.run import Run, StepLog
+from controlkit.training.run import Run, StepLog, due
 from controlkit.training.samples import sample_grid, save_png
 
 
@@ -129,15 +129,15 @@ def train(
         if processes.first:
             progress(step, config.steps)
         intervals = {"log": config.log_every, "save": config.checkpoint_every, "sample": config.samples.every}
-        due = {what for what, every in intervals.items() if every and (step % every == 0 or step == config.steps)}
-        if not due:
+        now = due(step, step == config.steps, intervals)
+        if not now:
             continue
 
         # Log: before a checkpoint too, so that a resumed run finds every step that it does not make again.
         log.flush(rows_a_step)
 
         # Save a checkpoint.
-        if "save" in due:
+        if "save" in now:
             if processes.first:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
                 save_checkpoint(run.checkpoints, State(step, rows_seen, scaler), {"controlnet": own}, optimizer)
@@ -145,7 +145,7 @@ def train(
             accelerator.wait_for_everyone()
 
         # Paint samples.
-        if "sample" in due:
+        if "sample" in now:
             sheet = sample_grid(models, own, data, shown, config.samples, config.seed, processes)
             if sheet is not None:
                 save_png(run.folder / "samples" / f"step-{step:06d}.png", sheet)

@@ -7,11 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from controlkit.data import folder as layout
-from controlkit.data.pictures import read_picture
+from controlkit.data.pictures import cover, read_picture, resize_picture
 from controlkit.errors import RequestError, known
 from controlkit.files import sha256
 
@@ -57,14 +56,8 @@ def load_pictures(rows: list[LabelledRow], size: int) -> NDArray[np.uint8]:
 
     def load(row: LabelledRow) -> NDArray[np.uint8]:
         image = read_picture(row.picture)
-        height, width = image.shape[:2]
-        if (height, width) != (size, size):
-            scale = size / min(height, width)
-            to = max(size, round(width * scale)), max(size, round(height * scale))
-            how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-            image = cv2.resize(image, to, interpolation=how).astype(np.uint8, copy=False)
-        top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-        return image[top : top + size, left : left + size]
+        to, window = cover(image.shape[1], image.shape[0], size)
+        return resize_picture(image, to)[window]
 
     with ThreadPoolExecutor() as pool:
         return np.stack(list(pool.map(load, rows)))

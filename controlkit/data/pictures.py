@@ -66,6 +66,26 @@ def decode_picture(path: Path, data: bytes) -> NDArray[np.uint8]:
         raise BadPicture(path, f"damaged or cut off ({text}); get a whole copy") from None
 
 
+def cover(width: int, height: int, size: int) -> tuple[tuple[int, int], tuple[slice, slice]]:
+    """How a picture comes to size x size: the (width, height) to scale it to, so that it covers the square, and the
+    window (rows, columns) in the middle of that. What shares the picture's geometry goes through the same."""
+    scale = size / min(width, height)
+    to = max(size, round(width * scale)), max(size, round(height * scale))
+    left, top = (to[0] - size) // 2, (to[1] - size) // 2
+    return to, (slice(top, top + size), slice(left, left + size))
+
+
+def resize_picture(image: NDArray[np.uint8], to: tuple[int, int]) -> NDArray[np.uint8]:
+    """A picture at (width, height): averaged when it shrinks, cubic when it grows."""
+    import cv2
+
+    height, width = image.shape[:2]
+    if to == (width, height):
+        return image
+    how = cv2.INTER_AREA if to[0] < width or to[1] < height else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, to, interpolation=how), dtype=np.uint8)
+
+
 def _rgb(path: Path, image: Image) -> NDArray[np.uint8]:
     """A decoded Pillow picture of any mode as uint8 (H, W, 3) RGB."""
     from PIL import Image

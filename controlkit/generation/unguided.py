@@ -83,8 +83,13 @@ def paint_pixels(
             output = model(scheduler.scale_model_input(x, t), t.expand(len(x)))
             mean = output[:, :3] if learned else output
             x = scheduler.step(mean, t, x, **extra).prev_sample
-    scaled = ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return list(scaled.permute(0, 2, 3, 1).cpu().numpy())
+    return to_pictures(x)
+
+
+def to_pictures(pixels: torch.Tensor) -> list[NDArray[np.uint8]]:
+    """(B, 3, H, W) in [-1, 1] -> pictures, uint8 (H, W, 3)."""
+    scaled = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round()
+    return list(scaled.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8))
 
 
 def paint_prompts(

@@ -21,7 +21,7 @@ from controlkit.training.base_networks import build_scheduler
 from controlkit.training.base_tasks import LatentDiffusion, make_task
 from controlkit.training.checkpoints import State, drop_old_checkpoints, load_checkpoint, save_checkpoint
 from controlkit.training.draws import positions
-from controlkit.training.run import Run, StepLog
+from controlkit.training.run import Run, StepLog, due
 from controlkit.training.samples import grid, save_png
 
 if TYPE_CHECKING:
@@ -115,15 +115,15 @@ def train_base(
             out_of_time = bool(accelerator.reduce(minutes, "mean") >= config.max_minutes)
         last = step == config.steps or out_of_time
         intervals = {"log": config.log_every, "save": config.checkpoint_every, "sample": config.samples.every}
-        due = {what for what, every in intervals.items() if every and (last or step % every == 0)}
-        if not due:
+        now = due(step, last, intervals)
+        if not now:
             continue
 
         # Log: before a checkpoint too, so that a resumed run finds every step that it does not make again.
         log.flush(together)
 
         # Save a checkpoint.
-        if "save" in due:
+        if "save" in now:
             if processes.first:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
                 save_checkpoint(run.checkpoints, State(step, rows_seen, scaler), saved, optimizer)
@@ -131,7 +131,7 @@ def train_base(
             accelerator.wait_for_everyone()
 
         # Paint samples, of the averages where there are any.
-        if "sample" in due and processes.first:
+        if "sample" in now and processes.first:
             made = task.sample({**networks, **averages}, shown, device)
             sheet = [list(originals[: len(made)]), made] if config.train == "vae" else _square(made)
             save_png(run.folder / "samples" / f"step-{step:06d}.png", grid(sheet))

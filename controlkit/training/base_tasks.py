@@ -19,7 +19,7 @@ from controlkit.diffusion.prediction import check_prediction, target
 from controlkit.diffusion.schedules import from_scheduler_config
 from controlkit.errors import RequestError
 from controlkit.files import atomic_folder, atomic_write_text
-from controlkit.generation.unguided import LABELS, paint_pixels, paint_prompts
+from controlkit.generation.unguided import LABELS, paint_pixels, paint_prompts, to_pictures
 from controlkit.training.base_networks import (
     build_latent_unet,
     build_pixel_unet,
@@ -103,7 +103,7 @@ class Autoencoder(Task):
         """What comes back of pictures that it has not seen."""
         pixels = torch.from_numpy(shown).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         vae = networks["vae"]
-        return _to_uint8(vae.decode(vae.encode(pixels).latent_dist.mean).sample)
+        return to_pictures(vae.decode(vae.encode(pixels).latent_dist.mean).sample)
 
     @torch.no_grad()
     def hand_over(self, networks: dict[str, Any], folder: Path, device: torch.device) -> Path:
@@ -305,9 +305,3 @@ def _load_vae(config: BaseConfig) -> Any:
             f"vae.path={config.vae.path}: no autoencoder in diffusers' layout; make one with train=vae"
         ) from None
     return vae.requires_grad_(False).eval()
-
-
-def _to_uint8(pixels: torch.Tensor) -> list[NDArray[np.uint8]]:
-    """(B, 3, H, W) in [-1, 1] -> pictures."""
-    scaled = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return list(scaled.permute(0, 2, 3, 1).cpu().numpy())

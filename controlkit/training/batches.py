@@ -6,14 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from annotators import ANNOTATORS
 from annotators.contract import resize_map
-from controlkit.data.pictures import read_picture
+from controlkit.data.pictures import cover, read_picture, resize_picture
 from controlkit.training.draws import generator, positions, uniform
 
 if TYPE_CHECKING:
@@ -99,14 +98,9 @@ class ControlRows(Dataset[dict[str, Any]]):
         """Both at the resolution, under one geometry: scaled to cover the square, its middle cut out."""
         image, control = read_picture(row.picture), read_picture(row.control)
         height, width = image.shape[:2]
-        scale = self.resolution / min(height, width)
-        to = max(self.resolution, round(width * scale)), max(self.resolution, round(height * scale))
-        if to != (width, height):
-            how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-            image = cv2.resize(image, to, interpolation=how).astype(np.uint8, copy=False)
-        control = resize_map(control, *to, self.values)
-        left, top = (to[0] - self.resolution) // 2, (to[1] - self.resolution) // 2
-        window = slice(top, top + self.resolution), slice(left, left + self.resolution)
+        to, window = cover(width, height, self.resolution)
+        image, control = resize_picture(image, to), resize_map(control, *to, self.values)
+        top, left = window[0].start, window[1].start
         return (
             image[window].copy(),
             control[window].copy(),

@@ -133,6 +133,11 @@ class StepLog:
             self.run.append("timing.jsonl", [timing])
 
 
+def due(step: int, last: bool, intervals: dict[str, int]) -> set[str]:
+    """What is to be done behind this step, each every so many steps (0: never) and at the end."""
+    return {what for what, every in intervals.items() if every and (last or step % every == 0)}
+
+
 def _step(row: str) -> float:
     try:
         return float(json.loads(row)["step"])
