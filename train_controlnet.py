@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from controlkit.data.rows import find_dataset, held_out, read_dataset
+from controlkit.data.rows import find_datasets, held_out, read_dataset
 from controlkit.errors import RequestError
 from controlkit.files import atomic_write_text
 from controlkit.generation.pipelines import control_pipeline, load_parts
@@ -44,7 +44,9 @@ def train(
     # Everything that can be refused is refused before a weight is loaded.
     base = find_base(config.base)
     check_against_base(config, base)
-    rows = read_dataset(find_dataset(config.data.path), config.data.condition)
+    rows = [
+        row for folder in find_datasets(config.data.path, say) for row in read_dataset(folder, config.data.condition)
+    ]
     kept_back = [row for row in rows if held_out(row.content, config.data.held_out)]
     learned = [row for row in rows if not held_out(row.content, config.data.held_out)]
     if not learned:

@@ -23,10 +23,10 @@ from diffusers.training_utils import EMAModel
 from controlkit.config import build
 from controlkit.data.labelled import load_pictures, read_labelled
 from controlkit.toybox.make import make
-from controlkit.training.base import _follow
 from controlkit.training.base_config import BaseConfig
 from controlkit.training.base_tasks import make_task
 from controlkit.training.draws import positions
+from controlkit.training.loop import follow
 
 
 def main() -> None:
@@ -42,8 +42,8 @@ def main() -> None:
         make(Path(folder), "circles", count=256, size=options.size)
         rows = read_labelled(Path(folder), None)
         pictures = load_pictures(rows, options.size)
+        task = make_task(config, rows, rows[:1], device).to(device)
 
-    task = make_task(config, rows, pictures, device).to(device)
     average = {"unet": copy.deepcopy(task.unet)}
     optimizer = torch.optim.AdamW(task.parameters(), lr=config.lr, fused=device.type == "cuda")
     stream = positions(0, len(rows), 0)
@@ -56,7 +56,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        _follow(average, {"unet": task.unet}, config.ema, step_number)
+        follow(average, {"unet": task.unet}, config.ema, step_number)
 
     network = copy.deepcopy(task.unet)
     their_average = EMAModel(network.parameters(), decay=config.ema)

@@ -110,3 +110,93 @@ def sample(
         written.append({"path": str(path), "seed": seed + number})
     output.answer("\n".join(str(each["path"]) for each in written), {"pictures": written})
     return 0
+
+
+@command.command("eval")
+@click.option("--base", "base_name", help="An embedded name, a folder or a hub id.  [default: the embedded base]")
+@click.option("--world", default="rooms", show_default=True, help="Whose captions: circles or rooms.")
+@click.option(
+    "--num", default=500, show_default=True, type=click.IntRange(2), help="Captions, of scenes never trained on."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), help="Of the scenes and the noise.  [default: one that no training uses]"
+)
+@click.option("--sampler", default="ddim", show_default=True, help="How the noise is removed.")
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(1), help="Steps of the sampler.")
+@click.option("--cfg", default=4.0, show_default=True, help="How strongly the prompt counts.")
+@click.option("--classifier", type=click.Path(path_type=Path), help="Who judges.  [default: the one that comes along]")
+@click.option("--out", type=click.Path(path_type=Path), help="Put the pictures and scores.json here.")
+@click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]")
+@common_options(answers=True)
+def evaluate(
+    base_name: str | None,
+    world: str,
+    num: int,
+    seed: int | None,
+    sampler: str,
+    steps: int,
+    cfg: float,
+    classifier: Path | None,
+    out: Path | None,
+    device: str | None,
+    output: Output,
+) -> int:
+    """Measure a base that was trained on the drawn worlds: does it paint what the captions say?
+
+    Beside it stand the scenes through its autoencoder (the best that can come out), the scenes themselves (the best
+    that the classifier can see), and the scenes judged by the captions of others (chance).
+    """
+    import json
+
+    from controlkit.errors import RequestError
+    from controlkit.files import atomic_write_bytes, atomic_write_text, need_writable
+    from controlkit.generation.settings import encode_picture
+    from controlkit.generation.unguided import load_prompt_pipeline
+    from controlkit.models.bases import DEFAULT_BASE, find_base
+    from controlkit.toybox.measure import UNSEEN, Question, measure_base
+
+    question = Question(
+        world=world, num=num, seed=UNSEEN if seed is None else seed, sampler=sampler, steps=steps, cfg=cfg
+    )
+    base_name = base_name or DEFAULT_BASE
+    if out:
+        need_writable(out, "--out")
+    base = find_base(base_name)
+    if base.is_xl or base.inpaints:
+        raise RequestError(f"base {base_name!r} is a {base.index['_class_name']}; expected a StableDiffusionPipeline")
+    pipeline = load_prompt_pipeline(base.folder, device)
+    with output.progress("paint", "pictures") as progress:
+        scores, pictures = measure_base(pipeline, question, classifier=classifier, progress=progress)
+    answer = {"base": base_name, **vars(question), "scores": scores}
+    if out:
+        for number, picture in enumerate(pictures):
+            atomic_write_bytes(
+                out / f"{number:05d}.png", encode_picture(picture, {"base": base_name, **vars(question)})
+            )
+        atomic_write_text(out / "scores.json", json.dumps(scores, indent=1) + "\n")
+    output.answer("\n".join(_score_table(answer)), answer)
+    return 0
+
+
+def _score_table(answer: dict[str, Any]) -> list[str]:
+    """Metrics by rows; a share in percent with its interval."""
+    rows = list(dict.fromkeys(row for each in answer["scores"].values() for row in each))
+    lines = [
+        f"{answer['base']} · {answer['num']} captions of {answer['world']} · {answer['sampler']}, "
+        f"{answer['steps']} steps, cfg {answer['cfg']:g}",
+        " " * 20 + "".join(f"{row:>18}" for row in rows),
+    ]
+    for metric, by_row in answer["scores"].items():
+        cells = []
+        for row in rows:
+            score = by_row.get(row)
+            if score is None:
+                cells.append("")
+            elif score["low"] is None:
+                cells.append(f"{score['mean']:.2f}")
+            elif metric == "vae_psnr":
+                cells.append(f"{score['mean']:.1f} dB")
+            else:
+                cells.append(f"{score['mean']:.1%} ({score['low']:.0%}-{score['high']:.0%})")
+        lines.append(f"{metric:<20}" + "".join(f"{cell:>18}" for cell in cells))
+    return lines

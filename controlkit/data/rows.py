@@ -15,8 +15,9 @@ from controlkit.files import sha256
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WORLDS: dict[str, Callable[[], Path]] = {}
-"""Worlds that can be named where a dataset is expected; each gives the folder it was drawn into. Filled from above."""
+WORLDS: dict[str, Callable[[int | None, Callable[[str], None]], Path]] = {}
+"""Worlds that can be named where a dataset is expected; each gives the folder with so many scenes, drawn on demand
+(None: its usual number), saying so where it takes a while. Filled from above."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,12 @@ class Row:
     content: str
 
 
-def find_dataset(path: str) -> Path:
-    """A dataset's folder by path or by the name of a world, which is drawn into the cache first."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if path in WORLDS:
-        return WORLDS[path]()
-    raise RequestError(f"data.path={path}: there is no such folder, and no world of that name: {known(path, WORLDS)}")
+def find_datasets(path: str, say: Callable[[str], None] = lambda text: None) -> list[Path]:
+    """The folders that `data.path` names, apart by commas: each a folder, or a world (`rooms`, `rooms:20000`), which is
+    drawn into the cache first."""
+    if Path(path).expanduser().is_dir():
+        return [Path(path).expanduser()]
+    return [_find_dataset(each.strip(), say) for each in path.split(",")]
 
 
 def read_dataset(folder: Path, condition: str) -> list[Row]:
@@ -62,6 +61,20 @@ def read_dataset(folder: Path, condition: str) -> list[Row]:
         Row(row["file_name"], folder / row["file_name"], folder / row[column], _captions(row), content)
         for row, content in zip(chosen, contents, strict=True)
     ]
+
+
+def _find_dataset(path: str, say: Callable[[str], None]) -> Path:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    world, colon, count = path.partition(":")
+    if world not in WORLDS:
+        raise RequestError(
+            f"data.path={path}: there is no such folder, and no world of that name: {known(world, WORLDS)}"
+        )
+    if colon and not (count.isdecimal() and int(count) > 0):
+        raise RequestError(f"data.path={path}: expected a number of scenes behind the colon, e.g. {world}:20000")
+    return WORLDS[world](int(count) if colon else None, say)
 
 
 def held_out(content: str, share: float) -> bool:

@@ -93,27 +93,36 @@ def to_pictures(pixels: torch.Tensor) -> list[NDArray[np.uint8]]:
 
 
 def paint_prompts(
-    pipeline: Any, prompts: list[str], *, seeds: list[int], sampler: str, steps: int, eta: float = 0.0, cfg: float
+    pipeline: Any,
+    prompts: list[str],
+    *,
+    seeds: list[int],
+    sampler: str,
+    steps: int,
+    eta: float = 0.0,
+    cfg: float,
+    together: int = 1,
 ) -> list[NDArray[np.uint8]]:
-    """One picture a prompt, by diffusers' StableDiffusionPipeline, one at a time."""
+    """One picture a prompt, by diffusers' StableDiffusionPipeline. Each has its own noise; computed `together`, it ends
+    within rounding of what it is alone."""
     import torch
 
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = make_sampler(sampler, pipeline.scheduler.config, steps=steps, eta=eta)
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     made = []
-    for prompt, seed in zip(prompts, seeds, strict=True):
-        image = pipeline(
-            prompt,
+    for start in range(0, len(prompts), together):
+        images = pipeline(
+            prompts[start : start + together],
             height=size,
             width=size,
             num_inference_steps=steps,
             guidance_scale=cfg,
             eta=eta,
-            generator=torch.Generator().manual_seed(seed),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + together]],
             output_type="np",
-        ).images[0]
-        made.append((image * 255).round().astype(np.uint8))
+        ).images
+        made += list((images * 255).round().astype(np.uint8))
     return made
 
 
@@ -133,15 +142,13 @@ def load_painter(
     if kind == "StableDiffusionPipeline" and class_name is not None:
         raise RequestError(f"--class: base {str(folder)!r} knows no classes, it reads --prompt")
     number = None if class_name is None else class_number(folder, class_name)
-    quiet_libraries()
-    where = choose_device(device)
-
-    from diffusers import DDPMPipeline, StableDiffusionPipeline
-
     if kind == "StableDiffusionPipeline":
-        stable = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True).to(where)
+        stable = load_prompt_pipeline(folder, device)
         return lambda *, seeds, **how: paint_prompts(stable, [prompt or ""] * len(seeds), seeds=seeds, cfg=cfg, **how)
-    pixels = DDPMPipeline.from_pretrained(folder, local_files_only=True).to(where)
+    quiet_libraries()
+    from diffusers import DDPMPipeline
+
+    pixels = DDPMPipeline.from_pretrained(folder, local_files_only=True).to(choose_device(device))
     classes = pixels.unet.config.num_class_embeds
     if classes and number is None:
         number = classes - 1  # "no class"
@@ -152,6 +159,18 @@ def load_painter(
         return paint_pixels(pixels.unet, pixels.scheduler.config, seeds=seeds, labels=labels, cfg=weight, **how)
 
     return paint
+
+
+def load_prompt_pipeline(folder: Path, device: str | None) -> Any:
+    """diffusers' StableDiffusionPipeline in that folder, on that device."""
+    from controlkit.models.devices import choose_device
+    from controlkit.models.quiet import quiet_libraries
+
+    quiet_libraries()
+    from diffusers import StableDiffusionPipeline
+
+    where = choose_device(device)
+    return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True).to(where)
 
 
 def class_number(folder: Path, name: str) -> int:

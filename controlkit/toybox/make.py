@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import signal
 import time
 from collections import deque
@@ -40,6 +41,7 @@ STAMP = "toybox.json"
 ANNOTATED = ("canny",)  # types that no world knows by itself; its annotator makes them from the picture
 
 _DRAWING = 2  # raised when a change here or in a world changes the pixels
+_CACHED = 2048  # scenes, where no number is said
 _CHUNK = 16  # scenes that a worker draws at a time
 
 
@@ -85,12 +87,16 @@ def make(
     layout.write_rows(out, [{**before.pop(row["file_name"], {}), **row} for row in rows] + list(before.values()))
 
 
-def cached_world(world: str, count: int = 2048, size: int = 64) -> Path:
-    """The folder of a world in the cache, drawn when it is first asked for."""
+def cached_world(
+    world: str, count: int | None = None, say: Callable[[str], None] = lambda text: None, *, size: int = 64
+) -> Path:
+    """The folder of a world in the cache, drawn when it is first asked for; many scenes by all processors at once."""
+    count = count or _CACHED
     folder = cache_folder() / "worlds" / f"v{_DRAWING}" / f"{world}-{count}x{size}"
     if not (folder / layout.METADATA).exists():
+        say(f"drawing {count} scenes of the world {world} into {folder}")
         with atomic_folder(folder) as unfinished:
-            make(unfinished, world, count=count, size=size)
+            make(unfinished, world, count=count, size=size, workers=min(1 + count // 4096, os.cpu_count() or 1))
     return folder
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from controlkit.diffusion.samplers import SAMPLERS
 from controlkit.errors import known
+from controlkit.training.loop_config import LoopConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,7 @@ RESUMED_WITH = (
 
 @dataclass(frozen=True, kw_only=True)
 class BaseDataConfig:
-    path: str = "circles"  # a folder of pictures, or the name of a world
+    path: str = "circles"  # folders of pictures or worlds, apart by commas; `rooms:20000` says how many scenes
     size: int = 64  # pixels a side
     held_out: float = 0.02  # share of the rows kept from training, for the samples
     label: str | None = None  # condition=class: the metadata column, or "column.key" inside a JSON column
@@ -98,7 +99,7 @@ class BaseSampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseConfig:
+class BaseConfig(LoopConfig):
     train: Literal["unet", "vae"] = "unet"
     condition: Literal["none", "class", "text"] = "none"
     data: BaseDataConfig = field(default_factory=BaseDataConfig)
@@ -115,31 +116,10 @@ class BaseConfig:
     snr_gamma: float | None = None  # min-SNR weighting; 5 is usual
     dropout: float = 0.1  # share of prompts or classes emptied, so that classifier-free guidance works
 
-    output: str = "runs/base"
-    steps: int = 2000
-    max_minutes: float | None = None  # stop behind a checkpoint after so long; --resume goes on
-    batch_size: int = 64
-    lr: float = 1e-3
-    lr_decay: Literal["none", "cosine"] = "cosine"
-    warmup_steps: int = 100
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    ema: float = 0.999  # of the weights that are sampled from; 0: none
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    seed: int = 0
-    log_every: int = 20
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-
     def problems(self) -> Iterator[str]:
-        for name in ("steps", "batch_size", "timesteps", "log_every", "checkpoint_every", "keep_checkpoints"):
-            if (value := getattr(self, name)) < 1:
-                yield f"{name}={value}: expected at least 1"
-        for name in ("lr", "max_grad_norm"):
-            if not (value := getattr(self, name)) > 0:
-                yield f"{name}={value:g}: expected more than 0"
-        if not 0 <= self.ema < 1:
-            yield f"ema={self.ema:g}: expected 0 (none) to below 1"
+        yield from super().problems()
+        if self.timesteps < 1:
+            yield f"timesteps={self.timesteps}: expected at least 1"
         if not 0 <= self.dropout <= 1:
             yield f"dropout={self.dropout:g}: expected a share from 0 to 1"
         if (self.loss == "hybrid") != (self.variance == "learned_range"):
@@ -150,10 +130,8 @@ class BaseConfig:
             yield "condition=class needs data.label: the metadata column that holds the class"
         if self.condition == "text" and self.vae.path is None and self.train == "unet":
             yield "condition=text needs vae.path: text-conditional bases work in the latents of an autoencoder"
-        if self.variance == "learned_range" and (self.condition == "text" or self.vae.path):
+        if self.variance == "learned_range" and self.vae.path:
             yield "variance=learned_range is for pixel models; Stable Diffusion's layout has no channels for it"
-        if self.condition != "text" and self.vae.path is not None:
-            yield f"condition={self.condition} works in pixels; leave out vae.path, or use condition=text"
         depth = 2 ** (len(self.unet.widths) - 1) if self.train == "unet" else 2 ** (len(self.vae.widths) - 1)
         if self.data.size % depth:
             yield f"data.size={self.data.size} is not a multiple of {depth}, by which {self.train}.widths divides it"

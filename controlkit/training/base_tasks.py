@@ -1,18 +1,16 @@
-"""What a base can be trained to do.
-
-A task is a module whose `forward` gives the loss of a batch, so that whatever wraps modules (DDP, autocast) wraps all
-of it; it knows its networks, how to sample and how to hand over.
-"""
+"""What a base can be trained to do: the tasks of the loop in `training.loop`."""
 
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from controlkit.data.labelled import load_pictures
 from controlkit.diffusion.forward import q_sample
 from controlkit.diffusion.losses import l_hybrid, min_snr_weight, per_item
 from controlkit.diffusion.prediction import check_prediction, target
@@ -31,6 +29,7 @@ from controlkit.training.base_networks import (
 from controlkit.training.draws import generator, uniform
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -39,14 +38,19 @@ if TYPE_CHECKING:
     from controlkit.training.base_config import BaseConfig
 
 Keys = list[tuple[int, int]]  # (epoch, row number)
+Sheet = list[list["NDArray[np.uint8]"]]
 
 
 class Task(nn.Module):
     """Pictures are given as uint8 (N, S, S, 3); a batch names rows and epochs, from which every draw follows."""
 
-    def __init__(self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8]) -> None:
+    result: str
+
+    def __init__(
+        self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8], shown: list[LabelledRow]
+    ) -> None:
         super().__init__()
-        self.config, self.rows = config, rows
+        self.config, self.rows, self.shown = config, rows, shown
         self.pictures = torch.from_numpy(pictures)
 
     def networks(self) -> dict[str, Any]:
@@ -80,8 +84,12 @@ class Task(nn.Module):
 class Autoencoder(Task):
     """Pictures to latents and back: L1 + L2 of the pixels, and a little KL that keeps the latents near N(0, 1)."""
 
-    def __init__(self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8]) -> None:
-        super().__init__(config, rows, pictures)
+    result = "vae"
+
+    def __init__(
+        self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8], shown: list[LabelledRow]
+    ) -> None:
+        super().__init__(config, rows, pictures, shown)
         self.vae = build_vae(config)
 
     def networks(self) -> dict[str, Any]:
@@ -99,14 +107,15 @@ class Autoencoder(Task):
         return loss
 
     @torch.no_grad()
-    def sample(self, networks: dict[str, Any], shown: Any, device: torch.device) -> list[NDArray[np.uint8]]:
-        """What comes back of pictures that it has not seen."""
-        pixels = torch.from_numpy(shown).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    def sheet(self, networks: Mapping[str, Any], device: torch.device) -> Sheet:
+        """Pictures that it has not seen, and below them what comes back."""
+        originals = load_pictures(self.shown, self.config.data.size)
+        pixels = torch.from_numpy(originals).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         vae = networks["vae"]
-        return to_pictures(vae.decode(vae.encode(pixels).latent_dist.mean).sample)
+        return [list(originals), to_pictures(vae.decode(vae.encode(pixels).latent_dist.mean).sample)]
 
     @torch.no_grad()
-    def hand_over(self, networks: dict[str, Any], folder: Path, device: torch.device) -> Path:
+    def hand_over(self, networks: Mapping[str, Any], folder: Path, device: torch.device) -> None:
         """vae/ with the scaling factor that gives its latents variance 1, as Stable Diffusion's has."""
         vae = networks["vae"]
         drawn = []
@@ -119,16 +128,18 @@ class Autoencoder(Task):
         vae.register_to_config(scaling_factor=float(1 / torch.cat(drawn).std()))
         with atomic_folder(folder / "vae") as unfinished:
             vae.save_pretrained(unfinished, safe_serialization=True)
-        return folder / "vae"
 
 
 class Diffusion(Task):
     """What pixel and latent models share: the schedule and the loss."""
 
     unet: Any
+    result = "pipeline"
 
-    def __init__(self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8]) -> None:
-        super().__init__(config, rows, pictures)
+    def __init__(
+        self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8], shown: list[LabelledRow]
+    ) -> None:
+        super().__init__(config, rows, pictures, shown)
         self.scheduler = build_scheduler(config)
         self.schedule = from_scheduler_config(self.scheduler)
         check_prediction(config.prediction, self.schedule)
@@ -150,8 +161,10 @@ class Diffusion(Task):
 class PixelDiffusion(Diffusion):
     """DDPM and IDDPM: unconditional or by class."""
 
-    def __init__(self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8]) -> None:
-        super().__init__(config, rows, pictures)
+    def __init__(
+        self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8], shown: list[LabelledRow]
+    ) -> None:
+        super().__init__(config, rows, pictures, shown)
         self.classes = sorted({row.label for row in rows if row.label is not None})
         self.unet = build_pixel_unet(config, len(self.classes))
         numbers = {name: number for number, name in enumerate(self.classes)}
@@ -171,10 +184,10 @@ class PixelDiffusion(Diffusion):
             labels = labels.masked_fill(self.emptied(keys), len(self.classes)).to(device)
         return self.loss(self.unet(x_t, t, class_labels=labels).sample, x_0, eps, t)
 
-    def sample(self, networks: dict[str, Any], shown: Any, device: torch.device) -> list[NDArray[np.uint8]]:
+    def sheet(self, networks: Mapping[str, Any], device: torch.device) -> Sheet:
         samples = self.config.samples
         labels = [number % len(self.classes) for number in range(samples.count)] if self.classes else None
-        return paint_pixels(
+        made = paint_pixels(
             networks["unet"],
             self.scheduler.config,
             seeds=[self.config.seed + number for number in range(samples.count)],
@@ -183,8 +196,9 @@ class PixelDiffusion(Diffusion):
             labels=labels,
             cfg=samples.cfg if self.classes else 1.0,
         )
+        return about_square(made)
 
-    def hand_over(self, networks: dict[str, Any], folder: Path, device: torch.device) -> Path:
+    def hand_over(self, networks: Mapping[str, Any], folder: Path, device: torch.device) -> None:
         """pipeline/ for diffusers' DDPMPipeline; the classes' names lie beside it."""
         from diffusers import DDPMPipeline
 
@@ -192,24 +206,32 @@ class PixelDiffusion(Diffusion):
             DDPMPipeline(unet=networks["unet"], scheduler=self.scheduler).save_pretrained(unfinished)
             if self.classes:
                 atomic_write_text(unfinished / LABELS, json.dumps(self.classes) + "\n")
-        return folder / "pipeline"
 
 
 class LatentDiffusion(Diffusion):
-    """Stable Diffusion: a UNet in an autoencoder's latents that reads a text encoder, which may learn along."""
+    """Stable Diffusion: a UNet in an autoencoder's latents that reads a text encoder, which may learn along.
+
+    What it reads are captions, the names of classes, or always the empty prompt: one layout, which every tool loads.
+    """
 
     def __init__(
-        self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8], vae: Any, device: torch.device
+        self,
+        config: BaseConfig,
+        rows: list[LabelledRow],
+        pictures: NDArray[np.uint8],
+        shown: list[LabelledRow],
+        device: torch.device,
     ) -> None:
-        super().__init__(config, rows, pictures)
+        super().__init__(config, rows, pictures, shown)
+        vae = _load_vae(config)
         if config.data.size % (
             factor := 2 ** (len(vae.config.block_out_channels) - 1) * 2 ** (len(config.unet.widths) - 1)
         ):
             raise RequestError(
                 f"data.size={config.data.size} is not a multiple of {factor}, the VAE's and UNet's together"
             )
-        captions = [row.caption for row in rows]
-        if not any(captions):
+        captions = self._prompts(rows)
+        if config.condition == "text" and not any(captions):
             raise RequestError(f"data.path={config.data.path}: no row has a caption; condition=text needs them")
         self.tokenizer = build_tokenizer(config, captions)
         self.text_encoder = build_text_encoder(config, self.tokenizer).requires_grad_(config.text.train)
@@ -232,24 +254,29 @@ class LatentDiffusion(Diffusion):
         text = self.text_encoder(tokens).last_hidden_state
         return self.loss(self.unet(x_t, t, encoder_hidden_states=text).sample, x_0, eps, t)
 
-    def sample(self, networks: dict[str, Any], shown: Any, device: torch.device) -> list[NDArray[np.uint8]]:
+    def sheet(self, networks: Mapping[str, Any], device: torch.device) -> Sheet:
         samples = self.config.samples
-        return paint_prompts(
+        made = paint_prompts(
             self._pipeline(networks),
-            shown,
-            seeds=[self.config.seed + number for number in range(len(shown))],
+            self._prompts(self.shown),
+            seeds=[self.config.seed + number for number in range(len(self.shown))],
             sampler=samples.sampler,
             steps=samples.steps,
-            cfg=samples.cfg,
+            cfg=1.0 if self.config.condition == "none" else samples.cfg,
         )
+        return about_square(made)
 
-    def hand_over(self, networks: dict[str, Any], folder: Path, device: torch.device) -> Path:
+    def hand_over(self, networks: Mapping[str, Any], folder: Path, device: torch.device) -> None:
         """pipeline/ for diffusers' StableDiffusionPipeline."""
         with atomic_folder(folder / "pipeline") as unfinished:
             self._pipeline(networks).save_pretrained(unfinished)
-        return folder / "pipeline"
 
-    def _pipeline(self, networks: dict[str, Any]) -> Any:
+    def _prompts(self, rows: list[LabelledRow]) -> list[str]:
+        if self.config.condition == "none":
+            return [""] * len(rows)
+        return [row.caption if self.config.condition == "text" else row.label or "" for row in rows]
+
+    def _pipeline(self, networks: Mapping[str, Any]) -> Any:
         from diffusers import StableDiffusionPipeline
 
         return StableDiffusionPipeline(
@@ -283,16 +310,24 @@ class LatentDiffusion(Diffusion):
 
 
 def make_task(
-    config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8], device: torch.device
+    config: BaseConfig, rows: list[LabelledRow], shown: list[LabelledRow], device: torch.device
 ) -> Autoencoder | PixelDiffusion | LatentDiffusion:
-    """The task that the config asks for, its networks initialised from the seed."""
+    """The task that the config asks for, its networks initialised from the seed; its sheets are about `shown`."""
+    pictures = load_pictures(rows, config.data.size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if config.train == "vae":
-            return Autoencoder(config, rows, pictures)
-        if config.condition != "text":
-            return PixelDiffusion(config, rows, pictures)
-        return LatentDiffusion(config, rows, pictures, _load_vae(config), device)
+            return Autoencoder(config, rows, pictures, shown)
+        if config.vae.path is None:
+            return PixelDiffusion(config, rows, pictures, shown)
+        return LatentDiffusion(config, rows, pictures, shown, device)
+
+
+def about_square(pictures: list[NDArray[np.uint8]]) -> Sheet:
+    """Rows of about as many as there are rows, the last filled with white."""
+    side = math.ceil(len(pictures) ** 0.5)
+    filled = pictures + [np.full_like(pictures[0], 255)] * (-len(pictures) % side)
+    return [filled[start : start + side] for start in range(0, len(filled), side)]
 
 
 def _load_vae(config: BaseConfig) -> Any:

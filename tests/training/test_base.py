@@ -14,11 +14,14 @@ from PIL import Image
 
 from controlkit.cli.main import main
 from controlkit.config import build
+from controlkit.data.labelled import read_labelled
+from controlkit.data.rows import find_datasets
 from controlkit.errors import RequestError
 from controlkit.generation.settings import read_settings
-from controlkit.training.base import _follow, _square, learning_rate
 from controlkit.training.base_config import BaseConfig
 from controlkit.training.base_networks import build_scheduler, build_text_encoder, build_tokenizer
+from controlkit.training.base_tasks import about_square
+from controlkit.training.loop import follow, learning_rate
 from controlkit.training.run import RunError
 from tests.launcher import launch_two
 
@@ -103,6 +106,51 @@ def test_a_latent_model_is_a_stable_diffusion(circles, vae, tmp_path):
     (ours,) = sample(folder, tmp_path / "out", "--prompt", "a red circle")
     assert np.array_equal(ours, np.asarray(theirs.images[0]))
     assert read_settings(next((tmp_path / "out").iterdir()))["prompt"] == "a red circle"
+
+
+@pytest.mark.parametrize("condition", ["none", "class"])
+def test_latents_without_captions(circles, vae, tmp_path, condition):
+    """Unconditional and by class: the prompt is always empty, or the name of a class."""
+    settings = [f"condition={condition}", "data.label=scene.disc", f"vae.path={vae}", "dropout=0", "samples.every=6"]
+    train(circles, tmp_path / "run", *settings)
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline", safety_checker=None)
+    red = pipeline.tokenizer("red").input_ids
+    assert (len(red) == 3) == (condition == "class")  # one token between start and end, if it was learned
+    # What no batch ever held keeps the embedding it was given: without captions, all but start, end and padding.
+    train(circles, tmp_path / "none", *settings, "steps=1", "lr=1e-12", "ema=0", "samples.every=0")
+    fresh = StableDiffusionPipeline.from_pretrained(tmp_path / "none" / "pipeline", safety_checker=None)
+    tables = [each.text_encoder.get_input_embeddings().weight.detach() for each in (pipeline, fresh)]
+    moved = (tables[0] - tables[1]).abs().amax(dim=1) > 1e-9
+    special = {pipeline.tokenizer.bos_token_id, pipeline.tokenizer.eos_token_id, pipeline.tokenizer.pad_token_id}
+    learned = set(moved.nonzero().flatten().tolist())
+    assert (learned <= special) == (condition == "none")
+    assert learned
+
+
+def test_several_datasets_are_one(circles, tmp_path):
+    """Apart by commas; each row is found where it lies, equal names notwithstanding."""
+    other = tmp_path / "other"
+    assert (
+        main(["toybox", "make", str(other), "--world", "circles", "--count", "5", "--size", "16", "--seed", "9", "-q"])
+        == 0
+    )
+    rows = [row for folder in find_datasets(f"{circles}, {other}") for row in read_labelled(folder, "scene.disc")]
+    assert len(rows) == 53
+    assert rows[0].file_name == rows[48].file_name
+    assert rows[0].picture != rows[48].picture
+    train(f"{circles},{other}", tmp_path / "run", "train=vae", "steps=1")
+
+
+def test_a_world_is_drawn_as_large_as_it_is_asked_for(monkeypatch, tmp_path):
+    import controlkit.toybox.register  # noqa: F401
+
+    monkeypatch.setenv("CONTROLKIT_CACHE", str(tmp_path))
+    said = []
+    (folder,) = find_datasets("circles:7", said.append)
+    assert len(read_labelled(folder, None)) == 7
+    assert "drawing 7 scenes of the world circles" in said[0]
+    assert find_datasets("circles:7", said.append) == [folder]
+    assert len(said) == 1
 
 
 def test_a_trained_latent_model_is_a_base_for_controlnets(circles, vae, tmp_path):
@@ -280,9 +328,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(circles
 def test_averages_follow_the_networks():
     network, average = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     first = average.weight.clone()
-    _follow({"n": average}, {"n": network}, decay=0.5, step=1000)
+    follow({"n": average}, {"n": network}, decay=0.5, step=1000)
     assert torch.allclose(average.weight, (first + network.weight) / 2)
-    _follow({"n": average}, {"n": network}, decay=0.9999, step=1)  # early: most of the way, whatever the decay
+    follow({"n": average}, {"n": network}, decay=0.9999, step=1)  # early: most of the way, whatever the decay
     assert (average.weight - network.weight).abs().max() < (first - network.weight).abs().max() / 4
 
 
@@ -343,7 +391,7 @@ def test_the_vocabulary_is_bounded_and_the_same_each_time():
 
 def test_a_grid_is_about_square():
     pictures = [np.zeros((2, 2, 3), np.uint8)] * 5
-    assert [len(row) for row in _square(pictures)] == [3, 3]
+    assert [len(row) for row in about_square(pictures)] == [3, 3]
 
 
 # Bad input

@@ -1,0 +1,1 @@
+"""Does it follow, how good is it: measures of pictures."""

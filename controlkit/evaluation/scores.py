@@ -1,0 +1,49 @@
+"""A score is a mean with the interval in which it lies with 95 % confidence, so that a difference is not noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike
+
+_Z = 1.959963984540054  # of the normal distribution, 95 % on both sides
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Score:
+    """Over `n` pictures; without an interval where there is none to state."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @staticmethod
+    def of_share(hits: Sequence[bool]) -> Score:
+        """The share of pictures that pass; Wilson's interval, which holds at 0 and 1 too."""
+        n = len(hits)
+        if n == 0:
+            raise ValueError("a share of no pictures; expected at least one")
+        share = sum(hits) / n
+        centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+        half = _Z * np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
+        # At 0 and 1 one bound is the share itself, which rounding must not pass.
+        return Score(share, float(min(share, max(0, centre - half))), float(max(share, min(1, centre + half))), n)
+
+    @staticmethod
+    def of_values(values: ArrayLike) -> Score:
+        """The mean of a value of each picture; bootstrap percentiles, the same whenever they are drawn."""
+        each = np.asarray(values, dtype=np.float64)
+        if each.size == 0:
+            raise ValueError("a mean of no pictures; expected at least one")
+        random = np.random.default_rng(0)
+        means = [each[random.integers(each.size, size=each.size)].mean() for _ in range(_RESAMPLES)]
+        low, high = np.percentile(means, [2.5, 97.5])
+        return Score(float(each.mean()), float(low), float(high), each.size)
