@@ -7,6 +7,7 @@ import pytest
 
 from controlkit.config import build, find_config, shipped_configs, to_yaml
 from controlkit.errors import RequestError
+from controlkit.toybox.lessons import LessonConfig
 from controlkit.training.base_config import BaseConfig
 from controlkit.training.config import TrainConfig
 
@@ -115,11 +116,15 @@ def test_a_config_is_found_by_name_or_path(tmp_path):
 
 @pytest.mark.parametrize("name", list(shipped_configs()))
 def test_every_shipped_config_is_read_and_opens_with_its_command(name):
-    """Those of bases are named base-…; the others train a ControlNet."""
+    """Their names say what they train: base-… a base, toybox-read-… a reader, the others a ControlNet."""
     file = shipped_configs()[name]
-    is_base = name.startswith("base-")
-    build(BaseConfig if is_base else TrainConfig, file)
-    command = "controlkit base train" if is_base else "accelerate launch train_controlnet.py"
+    kinds = {
+        "base-": (BaseConfig, "controlkit base train"),
+        "toybox-read-": (LessonConfig, "controlkit toybox train"),
+        "": (TrainConfig, "accelerate launch train_controlnet.py"),
+    }
+    config, command = next(kind for start, kind in kinds.items() if name.startswith(start))
+    build(config, file)
     assert file.read_text(encoding="utf-8").splitlines()[0] == f"# {command} --config {name}"
 
 

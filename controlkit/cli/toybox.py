@@ -69,3 +69,24 @@ def train(settings: tuple[str, ...], config_name: str | None, dry_run: bool, res
     if processes.first:
         output.answer(f"{result} is ready; look at {result.parent / 'samples'}", {"result": str(result)})
     return 0
+
+
+@command.command("eval")
+@click.argument("reader", type=click.Choice(["scenes", "depth", "pose"]))
+@click.option("--weights", type=click.Path(path_type=Path), help="RUN/network.  [default: the one that comes along]")
+@click.option("--num", default=500, show_default=True, type=click.IntRange(2), help="Scenes, never trained on.")
+@click.option("--seed", type=click.IntRange(0), help="Of the scenes.  [default: one that no training uses]")
+@common_options(answers=True)
+def evaluate(reader: str, weights: Path | None, num: int, seed: int | None, output: Output) -> int:
+    """Measure a reader of drawn scenes: what they hold, how near everything is, or where the dolls' joints are."""
+    from controlkit.toybox.measure import UNSEEN
+    from controlkit.toybox.measure_readers import measure_reader
+
+    seed = UNSEEN if seed is None else seed
+    with output.progress("draw", "scenes") as progress:
+        scores = measure_reader(reader, weights, num=num, seed=seed, progress=progress)
+    lines = [f"{reader} · {num} scenes of seed {seed}"]
+    for metric, score in scores.items():
+        lines.append(f"{metric:<20}{score['mean']:>8.4f} ({score['low']:.4f}-{score['high']:.4f}, n={score['n']})")
+    output.answer("\n".join(lines), {"reader": reader, "num": num, "seed": seed, "scores": scores})
+    return 0

@@ -1,0 +1,54 @@
+"""`controlkit base pack`: half the bytes, the same pictures within the rounding of halves."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+
+from controlkit.cli.main import main
+from controlkit.models.bases import find_base
+
+
+def test_a_packed_base_is_half_as_large_and_loads_as_it_is(tmp_path):
+    source = find_base("random-sd15").folder
+    assert main(["base", "pack", str(source), str(tmp_path / "packed")]) == 0
+    whole, packed = (
+        {file.relative_to(folder): file for folder in (root,) for file in folder.rglob("*.safetensors")}
+        for root in (source, tmp_path / "packed")
+    )
+    assert set(whole) == set(packed)
+    for name, file in packed.items():
+        assert file.stat().st_size < 0.55 * whole[name].stat().st_size
+        with safe_open(file, "pt") as tensors, safe_open(whole[name], "pt") as before:
+            for key in tensors.keys():  # noqa: SIM118  (no mapping)
+                value = tensors.get_tensor(key)
+                assert value.dtype == (torch.float16 if value.is_floating_point() else before.get_tensor(key).dtype)
+
+    # Plainly, as anybody would load it: all in float32.
+    pipelines = [StableDiffusionPipeline.from_pretrained(each) for each in (source, tmp_path / "packed")]
+    for part in ("unet", "vae", "text_encoder"):
+        assert {value.dtype for value in getattr(pipelines[1], part).parameters()} == {torch.float32}
+    made = []
+    for pipeline in pipelines:
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        made.append(pipeline("a", num_inference_steps=2, generator=generator, output_type="np").images[0])
+    assert np.abs(made[0] - made[1]).mean() < 0.02
+
+
+def test_what_cannot_be_packed(tmp_path, capsys):
+    assert main(["base", "pack", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
+    assert "model_index.json is missing" in capsys.readouterr().err
+    source = find_base("random-sd15").folder
+    assert main(["base", "pack", str(source), str(tmp_path)]) == 2
+    assert "exists; choose another folder" in capsys.readouterr().err
+    assert main(["base", "pack", str(find_base("random-sdxl").folder), str(tmp_path / "out")]) == 2
+    assert "expected a StableDiffusionPipeline" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_packed_base_loads_in_the_precision_asked_for(tmp_path, dtype):
+    main(["base", "pack", str(find_base("random-sd15").folder), str(tmp_path / "packed"), "-q"])
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "packed", torch_dtype=dtype)
+    assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {dtype}
