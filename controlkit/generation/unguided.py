@@ -31,11 +31,15 @@ def paint_pixels(
     sampler: str,
     steps: int,
     eta: float = 0.0,
-    labels: list[int] | None = None,
+    given: Mapping[str, torch.Tensor] | None = None,
+    empty: Mapping[str, torch.Tensor] | None = None,
     cfg: float = 1.0,
 ) -> list[NDArray[np.uint8]]:
     """One picture a seed, together. "ddpm" walks a respaced schedule by its own variance; any other sampler is
-    diffusers', which takes the mean of a network that learns its variance."""
+    diffusers', which takes the mean of a network that learns its variance.
+
+    `given` is what the network takes beside picture and time (a class, a prompt), `empty` the same for "nothing".
+    """
     import torch
 
     from controlkit.diffusion import ddpm
@@ -47,16 +51,14 @@ def paint_pixels(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     x = torch.stack([torch.randn((3, side, side), generator=each) for each in generators]).to(device)
     learned = unet.config.out_channels == 6
-    given = None if labels is None else torch.tensor(labels, device=device)
-    none = None if given is None else torch.full_like(given, unet.config.num_class_embeds - 1)
 
     @torch.no_grad()
     def model(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = unet(x_t, t, class_labels=given).sample
-        if given is not None and cfg != 1:
-            empty = unet(x_t, t, class_labels=none).sample
+        output: torch.Tensor = unet(x_t, t, **(given or {})).sample
+        if empty is not None and cfg != 1:
+            without = unet(x_t, t, **empty).sample
             # The variance is the conditional one's: guidance is about the mean.
-            output = torch.cat([guide(empty[:, :3], output[:, :3], cfg), output[:, 3:]], dim=1)
+            output = torch.cat([guide(without[:, :3], output[:, :3], cfg), output[:, 3:]], dim=1)
         return output
 
     if sampler == "ddpm":
@@ -135,17 +137,25 @@ def load_painter(
     from controlkit.models.quiet import quiet_libraries
 
     kind = read_json(folder / "model_index.json").get("_class_name")
-    if kind not in ("DDPMPipeline", "StableDiffusionPipeline"):
-        raise RequestError(f"base {str(folder)!r} is a {kind}; expected a DDPMPipeline or StableDiffusionPipeline")
+    if kind not in ("DDPMPipeline", "StableDiffusionPipeline", "PixelPromptPipeline"):
+        raise RequestError(
+            f"base {str(folder)!r} is a {kind}; expected a DDPMPipeline, PixelPromptPipeline or StableDiffusionPipeline"
+        )
     if kind == "DDPMPipeline" and prompt is not None:
         raise RequestError(f"--prompt: base {str(folder)!r} reads no text; leave it out")
-    if kind == "StableDiffusionPipeline" and class_name is not None:
+    if kind != "DDPMPipeline" and class_name is not None:
         raise RequestError(f"--class: base {str(folder)!r} knows no classes, it reads --prompt")
     number = None if class_name is None else class_number(folder, class_name)
     if kind == "StableDiffusionPipeline":
         stable = load_prompt_pipeline(folder, device)
         return lambda *, seeds, **how: paint_prompts(stable, [prompt or ""] * len(seeds), seeds=seeds, cfg=cfg, **how)
     quiet_libraries()
+    if kind == "PixelPromptPipeline":
+        from controlkit.generation.pixel_prompts import PixelPromptPipeline
+
+        reads = PixelPromptPipeline.from_pretrained(folder, local_files_only=True).to(choose_device(device))
+        return lambda *, seeds, **how: reads([prompt or ""] * len(seeds), seeds=seeds, cfg=cfg, **how)
+
     from diffusers import DDPMPipeline
 
     pixels = DDPMPipeline.from_pretrained(folder, local_files_only=True).to(choose_device(device))
@@ -154,9 +164,11 @@ def load_painter(
         number = classes - 1  # "no class"
 
     def paint(*, seeds: list[int], **how: Any) -> list[NDArray[np.uint8]]:
-        labels = None if number is None else [number] * len(seeds)
+        given, empty = (None, None) if number is None else class_inputs(pixels.unet, [number] * len(seeds))
         weight = 1.0 if class_name is None else cfg
-        return paint_pixels(pixels.unet, pixels.scheduler.config, seeds=seeds, labels=labels, cfg=weight, **how)
+        return paint_pixels(
+            pixels.unet, pixels.scheduler.config, seeds=seeds, given=given, empty=empty, cfg=weight, **how
+        )
 
     return paint
 
@@ -171,6 +183,14 @@ def load_prompt_pipeline(folder: Path, device: str | None) -> Any:
 
     where = choose_device(device)
     return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True).to(where)
+
+
+def class_inputs(unet: Any, labels: list[int]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """`given` and `empty` of `paint_pixels` for classes by number."""
+    import torch
+
+    given = torch.tensor(labels, device=unet.device)
+    return {"class_labels": given}, {"class_labels": torch.full_like(given, unet.config.num_class_embeds - 1)}
 
 
 def class_number(folder: Path, name: str) -> int:

@@ -128,8 +128,6 @@ class BaseConfig(LoopConfig):
             yield f"snr_gamma={self.snr_gamma:g} with loss={self.loss}: expected more than 0, and no hybrid loss"
         if self.condition == "class" and self.data.label is None:
             yield "condition=class needs data.label: the metadata column that holds the class"
-        if self.condition == "text" and self.vae.path is None and self.train == "unet":
-            yield "condition=text needs vae.path: text-conditional bases work in the latents of an autoencoder"
         if self.variance == "learned_range" and self.vae.path:
             yield "variance=learned_range is for pixel models; Stable Diffusion's layout has no channels for it"
         depth = 2 ** (len(self.unet.widths) - 1) if self.train == "unet" else 2 ** (len(self.vae.widths) - 1)

@@ -41,18 +41,17 @@ def build_pixel_unet(config: BaseConfig, classes: int) -> Any:
     )
 
 
-def build_latent_unet(config: BaseConfig, vae: Any) -> Any:
-    """Stable Diffusion's UNet over the latents of `vae`, reading the text encoder's output."""
+def build_prompt_unet(config: BaseConfig, channels: int, side: int) -> Any:
+    """Stable Diffusion's UNet, which reads the text encoder's output, over latents or pixels of that size."""
     from diffusers import UNet2DConditionModel
 
     unet = config.unet
     levels = list(zip(unet.widths, unet.attention, strict=True))
     down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for _, attends in levels)
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
     return UNet2DConditionModel(
-        sample_size=config.data.size // factor,
-        in_channels=vae.config.latent_channels,
-        out_channels=vae.config.latent_channels,
+        sample_size=side,
+        in_channels=channels,
+        out_channels=2 * channels if config.variance == "learned_range" else channels,
         block_out_channels=unet.widths,
         layers_per_block=unet.layers,
         down_block_types=down,

@@ -17,10 +17,11 @@ from controlkit.diffusion.prediction import check_prediction, target
 from controlkit.diffusion.schedules import from_scheduler_config
 from controlkit.errors import RequestError
 from controlkit.files import atomic_folder, atomic_write_text
-from controlkit.generation.unguided import LABELS, paint_pixels, paint_prompts, to_pictures
+from controlkit.generation.pixel_prompts import PixelPromptPipeline, tokenize
+from controlkit.generation.unguided import LABELS, class_inputs, paint_pixels, paint_prompts, to_pictures
 from controlkit.training.base_networks import (
-    build_latent_unet,
     build_pixel_unet,
+    build_prompt_unet,
     build_scheduler,
     build_text_encoder,
     build_tokenizer,
@@ -186,14 +187,18 @@ class PixelDiffusion(Diffusion):
 
     def sheet(self, networks: Mapping[str, Any], device: torch.device) -> Sheet:
         samples = self.config.samples
-        labels = [number % len(self.classes) for number in range(samples.count)] if self.classes else None
+        given = empty = None
+        if self.classes:
+            labels = [number % len(self.classes) for number in range(samples.count)]
+            given, empty = class_inputs(networks["unet"], labels)
         made = paint_pixels(
             networks["unet"],
             self.scheduler.config,
             seeds=[self.config.seed + number for number in range(samples.count)],
             sampler=samples.sampler,
             steps=samples.steps,
-            labels=labels,
+            given=given,
+            empty=empty,
             cfg=samples.cfg if self.classes else 1.0,
         )
         return about_square(made)
@@ -208,10 +213,10 @@ class PixelDiffusion(Diffusion):
                 atomic_write_text(unfinished / LABELS, json.dumps(self.classes) + "\n")
 
 
-class LatentDiffusion(Diffusion):
-    """Stable Diffusion: a UNet in an autoencoder's latents that reads a text encoder, which may learn along.
+class PromptDiffusion(Diffusion):
+    """A UNet that reads a text encoder, which may learn along; in pixels.
 
-    What it reads are captions, the names of classes, or always the empty prompt: one layout, which every tool loads.
+    What it reads are captions, the names of classes, or always the empty prompt: one layout for all of them.
     """
 
     def __init__(
@@ -220,43 +225,39 @@ class LatentDiffusion(Diffusion):
         rows: list[LabelledRow],
         pictures: NDArray[np.uint8],
         shown: list[LabelledRow],
-        device: torch.device,
+        channels: int = 3,
+        factor: int = 1,
     ) -> None:
         super().__init__(config, rows, pictures, shown)
-        vae = _load_vae(config)
-        if config.data.size % (
-            factor := 2 ** (len(vae.config.block_out_channels) - 1) * 2 ** (len(config.unet.widths) - 1)
-        ):
+        whole = factor * 2 ** (len(config.unet.widths) - 1)
+        if config.data.size % whole:
             raise RequestError(
-                f"data.size={config.data.size} is not a multiple of {factor}, the VAE's and UNet's together"
+                f"data.size={config.data.size} is not a multiple of {whole}, the VAE's and UNet's together"
             )
         captions = self._prompts(rows)
         if config.condition == "text" and not any(captions):
             raise RequestError(f"data.path={config.data.path}: no row has a caption; condition=text needs them")
         self.tokenizer = build_tokenizer(config, captions)
         self.text_encoder = build_text_encoder(config, self.tokenizer).requires_grad_(config.text.train)
-        self.unet = build_latent_unet(config, vae)
-        self.tokens, self.empty = self._tokens(captions), self._tokens([""])
-        self._vae = [vae.to(device)]  # in a list: it does not learn, and is no submodule
-        self.mean, self.std = self._encode(device)
+        self.unet = build_prompt_unet(config, channels, config.data.size // factor)
+        self.tokens, self.empty = tokenize(self.tokenizer, captions), tokenize(self.tokenizer, [""])
 
     def networks(self) -> dict[str, Any]:
         return {"unet": self.unet, **({"text_encoder": self.text_encoder} if self.config.text.train else {})}
 
     def forward(self, keys: Keys, device: torch.device) -> torch.Tensor:
-        numbers = [number for _, number in keys]
-        vae_noise = self.draw(keys, "vae", tuple(self.mean.shape[1:]))
-        x_0 = (self.mean[numbers] + self.std[numbers] * vae_noise).to(device)
+        x_0 = self._x_0(keys, device)
         eps = self.draw(keys, "noise", tuple(x_0.shape[1:])).to(device)
         t = self.timesteps(keys).to(device)
         x_t = q_sample(x_0, eps, self.schedule.alpha_bar[t.cpu()])
-        tokens = torch.where(self.emptied(keys)[:, None], self.empty, self.tokens[numbers]).to(device)
+        tokens = self.tokens[[number for _, number in keys]]
+        tokens = torch.where(self.emptied(keys)[:, None], self.empty, tokens).to(device)
         text = self.text_encoder(tokens).last_hidden_state
         return self.loss(self.unet(x_t, t, encoder_hidden_states=text).sample, x_0, eps, t)
 
     def sheet(self, networks: Mapping[str, Any], device: torch.device) -> Sheet:
         samples = self.config.samples
-        made = paint_prompts(
+        made = self._paint(
             self._pipeline(networks),
             self._prompts(self.shown),
             seeds=[self.config.seed + number for number in range(len(self.shown))],
@@ -267,14 +268,51 @@ class LatentDiffusion(Diffusion):
         return about_square(made)
 
     def hand_over(self, networks: Mapping[str, Any], folder: Path, device: torch.device) -> None:
-        """pipeline/ for diffusers' StableDiffusionPipeline."""
         with atomic_folder(folder / "pipeline") as unfinished:
             self._pipeline(networks).save_pretrained(unfinished)
+
+    def _x_0(self, keys: Keys, device: torch.device) -> torch.Tensor:
+        return self.pixels(keys, device)
+
+    def _pipeline(self, networks: Mapping[str, Any]) -> Any:
+        return PixelPromptPipeline(
+            unet=networks["unet"],
+            text_encoder=networks.get("text_encoder", self.text_encoder),
+            tokenizer=self.tokenizer,
+            scheduler=self.scheduler,
+        )
+
+    def _paint(self, pipeline: Any, prompts: list[str], **how: Any) -> list[NDArray[np.uint8]]:
+        made: list[NDArray[np.uint8]] = pipeline(prompts, **how)
+        return made
 
     def _prompts(self, rows: list[LabelledRow]) -> list[str]:
         if self.config.condition == "none":
             return [""] * len(rows)
         return [row.caption if self.config.condition == "text" else row.label or "" for row in rows]
+
+
+class LatentDiffusion(PromptDiffusion):
+    """Stable Diffusion: the same in the latents of an autoencoder."""
+
+    def __init__(
+        self,
+        config: BaseConfig,
+        rows: list[LabelledRow],
+        pictures: NDArray[np.uint8],
+        shown: list[LabelledRow],
+        device: torch.device,
+    ) -> None:
+        vae = _load_vae(config).to(device)
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        super().__init__(config, rows, pictures, shown, vae.config.latent_channels, factor)
+        self._vae = [vae]  # in a list: it does not learn, and is no submodule
+        self.mean, self.std = self._encode(device)
+
+    def _x_0(self, keys: Keys, device: torch.device) -> torch.Tensor:
+        numbers = [number for _, number in keys]
+        noise = self.draw(keys, "vae", tuple(self.mean.shape[1:]))
+        return (self.mean[numbers] + self.std[numbers] * noise).to(device)
 
     def _pipeline(self, networks: Mapping[str, Any]) -> Any:
         from diffusers import StableDiffusionPipeline
@@ -290,11 +328,8 @@ class LatentDiffusion(Diffusion):
             requires_safety_checker=False,
         )
 
-    def _tokens(self, texts: list[str]) -> torch.Tensor:
-        length = self.tokenizer.model_max_length
-        encoded = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        tokens: torch.Tensor = encoded.input_ids
-        return tokens
+    def _paint(self, pipeline: Any, prompts: list[str], **how: Any) -> list[NDArray[np.uint8]]:
+        return paint_prompts(pipeline, prompts, **how)
 
     @torch.no_grad()
     def _encode(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -311,7 +346,7 @@ class LatentDiffusion(Diffusion):
 
 def make_task(
     config: BaseConfig, rows: list[LabelledRow], shown: list[LabelledRow], device: torch.device
-) -> Autoencoder | PixelDiffusion | LatentDiffusion:
+) -> Autoencoder | PixelDiffusion | PromptDiffusion:
     """The task that the config asks for, its networks initialised from the seed; its sheets are about `shown`."""
     pictures = load_pictures(rows, config.data.size)
     with torch.random.fork_rng(devices=[]):
@@ -319,7 +354,8 @@ def make_task(
         if config.train == "vae":
             return Autoencoder(config, rows, pictures, shown)
         if config.vae.path is None:
-            return PixelDiffusion(config, rows, pictures, shown)
+            by = PromptDiffusion if config.condition == "text" else PixelDiffusion
+            return by(config, rows, pictures, shown)
         return LatentDiffusion(config, rows, pictures, shown, device)
 
 
