@@ -8,8 +8,27 @@ set of values, the same map for the same picture, the picture untouched. This pa
 library until an annotator is called.
 """
 
-from annotators import canny  # noqa: F401  (importing a file registers what it holds)
-from annotators.contract import Annotator
+from annotators import (  # noqa: F401  (importing a file registers what it holds)
+    canny,
+    colours,
+    depth_anything,
+    depth_midas,
+    drawings,
+    inpaint,
+    lineart,
+    mlsd,
+    normal,
+    pose_dwpose,
+    pose_mediapipe,
+    pose_openpose,
+    pose_vitpose,
+    segment_anything,
+    segmentation,
+    shuffle,
+    soft_edges,
+)
+from annotators.contract import Annotator, annotate_many
 from annotators.registry import ANNOTATORS
+from annotators.weights import MissingWeights
 
-__all__ = ["ANNOTATORS", "Annotator"]
+__all__ = ["ANNOTATORS", "Annotator", "MissingWeights", "annotate_many"]

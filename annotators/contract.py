@@ -5,9 +5,12 @@ image, map: uint8 (H, W, 3) RGB. A map has the size of its picture, and only val
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -15,7 +18,16 @@ if TYPE_CHECKING:
 
 
 class Annotator(Protocol):
-    """A frozen dataclass whose fields are its parameters, and which is called with a picture."""
+    """A frozen dataclass whose fields are its parameters, and which is called with a picture.
+
+    One that can work on several pictures at once also has `batch(images) -> list[Image]` (`annotate_many`).
+    """
+
+    type: ClassVar[str]
+    """The control type; the registry sets it."""
+
+    backend: ClassVar[str]
+    """Which way of making that type; the registry sets it."""
 
     values: ClassVar[frozenset[int] | None]
     """The values a map may hold, before and after any resize; None: all of 0 to 255."""
@@ -26,11 +38,40 @@ class Annotator(Protocol):
     licence: ClassVar[str]
     """Of the code and the weights behind it."""
 
+    runs_with: ClassVar[frozenset[str]]
+    """The fields that say where and from what it runs, and not what the map is: no part of a map's ledger."""
+
     def __call__(self, image: Image) -> Image: ...
 
     def libraries(self) -> dict[str, str]:
         """Name and version of the libraries that decide the pixels."""
         ...
+
+
+class Weightless:
+    """What the annotators that are OpenCV and arithmetic share."""
+
+    values: ClassVar[frozenset[int] | None] = None
+    version: ClassVar[int] = 1
+    licence: ClassVar[str] = "Apache-2.0 (OpenCV); no weights"
+    runs_with: ClassVar[frozenset[str]] = frozenset()
+
+    def libraries(self) -> dict[str, str]:
+        import cv2
+
+        return {"opencv": cv2.__version__}
+
+
+def annotate_many(annotator: Annotator, images: Sequence[Image]) -> list[Image]:
+    """A map for each picture, made together where the annotator can."""
+    batch = getattr(annotator, "batch", None)
+    return list(batch(images)) if batch else [annotator(image) for image in images]
+
+
+def parameters_of(annotator: Annotator) -> dict[str, Any]:
+    """The parameters that decide the map, for its ledger: the fields without those in `runs_with`."""
+    fields = asdict(annotator)  # type: ignore[call-overload]
+    return {name: value for name, value in fields.items() if name not in annotator.runs_with}
 
 
 def check_image(name: str, image: Any) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Weights that come with the package: one folder each, found by name.
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "toybox" / "weights"
+EMBEDDED_READERS = EMBEDDED_WEIGHTS / "readers"
 
 
 def embedded(marker: str) -> dict[str, Path]:

@@ -13,6 +13,7 @@ from annotators.geometry import padded, scaled
 from annotators.keypoints import People
 from annotators.pose import PoseAnnotator
 from annotators.weights import MissingWeights, Weights
+from controlkit.models.locate import EMBEDDED_READERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,9 +94,7 @@ class ToyboxPose(PoseAnnotator):
 
 
 def _files(learn: str, named: str | None) -> tuple[Path, ...]:
-    from controlkit.toybox.lessons import embedded_network
-
-    folder = Path(named).expanduser() if named else embedded_network(learn)
+    folder = Path(named).expanduser() if named else EMBEDDED_READERS / learn
     for name in FILES:
         if not (folder / name).is_file():
             raise MissingWeights(

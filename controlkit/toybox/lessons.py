@@ -24,7 +24,7 @@ from controlkit.data.pictures import read_picture
 from controlkit.data.rows import find_datasets, held_out, read_dataset
 from controlkit.errors import RequestError
 from controlkit.files import atomic_folder
-from controlkit.models.locate import EMBEDDED_WEIGHTS, read_json
+from controlkit.models.locate import EMBEDDED_READERS, read_json
 from controlkit.toybox.classifier import Contents, Reading, SceneClassifier, Targets
 from controlkit.toybox.readers import SIDES, DepthReader, PoseReader, PoseTargets, people_in
 from controlkit.training.draws import generator
@@ -235,14 +235,9 @@ class PoseLesson(Lesson):
 LESSONS: dict[str, type[Lesson]] = {"scenes": SceneLesson, "depth": DepthLesson, "pose": PoseLesson}
 
 
-def embedded_network(learn: str) -> Path:
-    """The folder of that lesson's network in the package."""
-    return EMBEDDED_WEIGHTS / "readers" / learn
-
-
 def load_network(learn: str, folder: Path | None = None) -> Any:
     """The network of that lesson, from a folder or the one that comes with the package."""
-    folder, expected = folder or embedded_network(learn), LESSONS[learn].makes
+    folder, expected = folder or EMBEDDED_READERS / learn, LESSONS[learn].makes
     if (found := read_json(folder / "config.json").get("_class_name")) != expected.__name__:
         raise RequestError(f"{folder} holds a {found}; expected a {expected.__name__}")
     return expected.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True).requires_grad_(False)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from annotators.keypoints import People, Person
+from annotators.pose_drawing import draw
 from controlkit.toybox import dolls
 from controlkit.toybox.camera import FOCAL, project
 from controlkit.toybox.captions import Described, caption
-from controlkit.toybox.openpose import draw_pose, to_json
 from controlkit.toybox.render import Part, render
 from controlkit.toybox.scene import COLOURS, GROUNDS, Scene, contrast
 from controlkit.toybox.things import SIZES, SOLIDS, Thing, doll, seen_keypoints, solid
@@ -56,15 +57,15 @@ class Room:
             for body, tint in thing.bodies
         ]
         rendering = render(parts, GROUNDS[self.wall], GROUNDS[self.floor], size)
-        keypoints = to_json(self.people, size)
+        people = People.from_shares(size, size, map(Person, self.people))
         return Scene(
             image=rendering.image,
             caption=self.caption,
             maps={
                 "depth": np.repeat(rendering.depth_map[:, :, None], 3, axis=2),
-                "pose": draw_pose(keypoints, size, size),
+                "pose": draw(people, size, size),
             },
-            keypoints=keypoints,
+            keypoints=people.to_json(),
             facts=self.facts,
             depth=rendering.depth,
             owners=rendering.owners,

@@ -150,7 +150,7 @@ def test_another_network_is_refused_by_name(tmp_path):
     ("settings", "words"),
     [
         (["learn=scens"], "expected scenes"),
-        (["size=8"], "size=8: expected at least 32"),
+        (["size=8"], "size=8: expected a multiple of 8, at least 32"),
         (["width=9"], "width=9: expected a multiple of 8"),
         (["held_out=0"], "held_out=0: expected a share"),
         (["steps=0"], "steps=0: expected at least 1"),
