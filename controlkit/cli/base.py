@@ -28,9 +28,9 @@ def command() -> None:
 def train(settings: tuple[str, ...], config_name: str | None, dry_run: bool, resume: bool, output: Output) -> int:
     """Train a base: `train=vae` its autoencoder, `train=unet` the diffusion model.
 
-    Unconditional, by class or from captions (condition=none, class, text), in pixels or in the latents of an autoencoder
-    (vae.path=RUN/vae). RUN/pipeline is laid out as diffusers has it: DDPMPipeline for pixels without captions,
-    StableDiffusionPipeline for latents.
+    Unconditional, by class or from captions (condition=none, class, text), in pixels or in the latents of an
+    autoencoder (vae.path=RUN/vae). RUN/pipeline is laid out as diffusers has it: DDPMPipeline for pixels without
+    captions, StableDiffusionPipeline for latents.
     """
     import controlkit.toybox.register  # noqa: F401  (its worlds can be named as data.path)
     from controlkit.cli.output import Output

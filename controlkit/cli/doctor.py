@@ -30,8 +30,10 @@ LIBRARIES = (
 @common_options(answers=True)
 def command(output: Output) -> int:
     """Say what works here: versions, devices, annotators, bases found, and what is wrong."""
+    import controlkit.toybox.register  # noqa: F401  (its readers are backends too)
     from annotators import ANNOTATORS
     from controlkit import __version__
+    from controlkit.cli.annotators import WORKS, state_of
     from controlkit.files import cache_folder, need_writable
     from controlkit.models.bases import embedded_bases
     from controlkit.models.controlnets import embedded_controlnets
@@ -42,14 +44,12 @@ def command(output: Output) -> int:
     problems += [f"{name} is not installed: pip install {name}" for name, found in versions.items() if found is None]
     if problem := opencv_problem():
         problems.append(problem)
-    annotators: dict[str, str] = {}
-    for name in ANNOTATORS:
-        try:
-            ANNOTATORS.create(name).libraries()
-            annotators[name] = "works"
-        except ImportError as reason:
-            annotators[name] = str(reason)
-            problems.append(f"annotator {name}: {reason}")
+    annotators = {
+        name if backend == "default" else f"{name}={backend}": state_of(ANNOTATORS.create(name, backend))[0]
+        for name in ANNOTATORS
+        for backend in ANNOTATORS.backends(name)
+    }
+    working = [name for name, state in annotators.items() if state == WORKS]
     cache = cache_folder()
     try:
         need_writable(cache, "the cache folder")
@@ -70,7 +70,8 @@ def command(output: Output) -> int:
         f"controlkit {__version__} · Python {report['python']} · {platform.platform()}",
         "libraries:   " + ", ".join(f"{name} {found or 'missing'}" for name, found in report["versions"].items()),
         "devices:     " + ", ".join(report["devices"]),
-        "annotators:  " + ", ".join(f"{name} ({state})" for name, state in annotators.items()),
+        "annotators:  " + ", ".join(working),
+        f"             {len(annotators) - len(working)} others lack weights or a package: controlkit annotators",
         "bases:       " + ", ".join(report["bases"]) + ", any folder or hub id of SD 1.x, 2.x, SDXL",
         "controlnets: " + (", ".join(report["controlnets"]) or "none come with the package; train one"),
         f"cache:       {cache}",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "annotate": "annotate",
     "annotators": "annotators",
+    "fetch": "fetch",
     "train": "train",
     "generate": "generate",
     "base": "base",

@@ -1,44 +1,66 @@
-"""The annotate runner: a folder of pictures becomes a dataset with control maps.
+"""The annotate runner: pictures become a dataset with control maps.
 
 The maps are their own ledger (`controlkit.data.ledger`): what is there with the right source, parameters and versions
 is not made again, so that a run that was killed goes on where it stopped and ends with the same bytes. A bad picture
 costs only itself.
+
+The work goes in slices of the sorted pictures (`controlkit.data.slices`), and a process takes whole ones.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from controlkit.data import folder as layout
-from controlkit.data.ledger import Entry, encode_map, read_entry
-from controlkit.data.pictures import BadPicture, decode_picture
+from controlkit.data.archives import is_archive, unpack
+from controlkit.data.captions import Captioner, caption_from_name
+from controlkit.data.inputs import find_pictures
+from controlkit.data.maps import MapMaker
+from controlkit.data.metadata import bring_up_to_date, read_metadata
+from controlkit.data.pictures import BadPicture
+from controlkit.data.slices import Maker, Slices
 from controlkit.errors import RequestError
-from controlkit.files import atomic_write_bytes, link_or_copy, need_writable, remove_leftovers
+from controlkit.files import need_writable, remove_leftovers
 from controlkit.processes import Processes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from annotators import Annotator
+    from annotators.pose_json import PoseFiles
+
+BATCH_SIZE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to annotate. `out` holds the dataset; where it is not `data`, the pictures are linked or copied there."""
+    """What to annotate. `out` holds the dataset (None: where the pictures are); pictures from elsewhere are linked or
+    copied there.
+
+    batch_size        pictures that go through a network together. Another number rounds differently, and a map that is
+                      there is not made again for that
+    depth16           write depth maps a second time, with 16 bits, as the column depth16
+    names_as_captions, caption_model
+                      what gives a picture without a caption one: its file name, or an image-to-text model
+    device, offline   where and whence the caption model runs; annotators know theirs
+    fps               frames a second of a video (None: all)
+    """
 
     data: Path
-    out: Path
-    annotators: dict[str, Annotator]
+    out: Path | None = None
+    annotators: Mapping[str, Annotator | PoseFiles]
     workers: int = 1
+    batch_size: int = BATCH_SIZE
+    depth16: bool = False
+    names_as_captions: bool = False
+    caption_model: str | None = None
+    device: str | None = None
+    offline: bool = False
+    fps: float | None = None
     overwrite: bool = False
     strict: bool = False
 
@@ -47,134 +69,101 @@ class Job:
 class Report:
     """What came of it, over all processes."""
 
+    folder: Path
+    out: Path
     pictures: int = 0
     made: int = 0
     kept: int = 0
+    captioned: int = 0
     errors: list[layout.Row] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    file_name: str
-    made: int = 0
-    kept: int = 0
-    reason: str | None = None
 
 
 def annotate(job: Job, processes: Processes, progress: Callable[[int], None] = lambda total: None) -> Report:
     """Make the maps that are missing, then bring metadata.jsonl up to date. `progress` is called with the number of
     pictures of this process before the first and after each."""
-    if (job.data / "metadata.csv").exists():
-        raise RequestError(
-            f"{job.data / 'metadata.csv'}: controlkit keeps its columns in metadata.jsonl; convert the file, e.g. with "
-            f"python -c \"import pandas; pandas.read_csv('metadata.csv').to_json('metadata.jsonl', orient='records', "
-            f'lines=True)", and remove the .csv'
-        )
-    pictures = layout.find_pictures(job.data)
-    need_writable(job.out, "the output folder")
-    rows = layout.read_rows(job.out) or layout.read_rows(job.data)  # refused now if they cannot be read
+    unreadable = _unpacked(job, processes)
+    source = find_pictures(job.data if unreadable is None else job.out or job.data)
+    out = job.out or source.folder
+    need_writable(out, "the output folder")
+    rows = read_metadata(source, out)  # refused now if they cannot be read
+    maps = [
+        MapMaker(type, annotator, out, depth16=job.depth16 and type == "depth")
+        for type, annotator in job.annotators.items()
+    ]
+    captioner = _captioner(job, source.folder, out, rows)
+    del rows
+    makers: list[Maker] = [*maps, *([captioner] if captioner else [])]
 
     begun = time.time()
-    share = processes.slice(pictures)
-    progress(len(share))
-    outcomes = []
-    for outcome in _in_order(job, share):
-        if outcome.reason is not None and job.strict:
-            raise BadPicture(job.data / outcome.file_name, outcome.reason)
-        outcomes.append(outcome)
-        progress(len(share))
+    slices = Slices(
+        folder=source.folder,
+        out=out,
+        makers=makers,
+        workers=job.workers,
+        batch_size=job.batch_size,
+        overwrite=job.overwrite,
+    )
+    share = processes.slice(slices.of(source.names))
+    total = sum(len(names) for names in share)
+    progress(total)
+    counts: Counter[str] = Counter()
+    failed = []
+    for outcome in slices.outcomes(share):
+        if outcome.reasons and job.strict:
+            raise BadPicture(source.folder / outcome.name, "; ".join(outcome.reasons))
+        if outcome.reasons:
+            failed.append((outcome.name, "; ".join(outcome.reasons)))
+        counts["captioned"] += Captioner.type in outcome.made
+        counts["made"] += len(set(outcome.made) & set(job.annotators))
+        counts["kept"] += len(set(outcome.kept) & set(job.annotators))
+        progress(total)
 
-    outcomes = processes.gather(outcomes)
-    failed = {outcome.file_name: outcome.reason for outcome in outcomes if outcome.reason is not None}
+    reasons = {**(unreadable or {}), **dict(processes.gather(failed))}
+    captions = dict(processes.gather(list(captioner.texts.items()) if captioner else []))
+    totals = sum(processes.gather([counts]), Counter())
     if processes.first:
-        _write_metadata(job, pictures, rows, failed)
-        for type in job.annotators:
-            remove_leftovers(job.out / layout.CONDITIONS / type, begun)
+        types = [type for maker in maps for type in maker.types]
+        own = caption_from_name if job.names_as_captions else captions.get
+        bring_up_to_date(source, out, types, reasons, own)
+        for type in types:
+            remove_leftovers(out / layout.CONDITIONS / type, begun)
+        if captioner:
+            captioner.forget()
     return Report(
-        pictures=len(pictures),
-        made=sum(outcome.made for outcome in outcomes),
-        kept=sum(outcome.kept for outcome in outcomes),
-        errors=[{"file_name": name, "reason": reason} for name, reason in sorted(failed.items())],
+        folder=source.folder,
+        out=out,
+        pictures=len(source.names),
+        made=totals["made"],
+        kept=totals["kept"],
+        captioned=totals["captioned"],
+        errors=[{"file_name": layout.printable(name), "reason": reason} for name, reason in sorted(reasons.items())],
     )
 
 
-def _in_order(job: Job, names: list[str]) -> Iterator[_Outcome]:
-    """The outcomes in the order of the names, `job.workers` pictures at a time; never many pictures in memory.
-
-    Threads are enough: Pillow, OpenCV, zlib and hashlib all let go of the interpreter while they work.
-    """
-    import cv2
-
-    if job.workers > 1:
-        cv2.setNumThreads(1)  # the pictures share the cores already
-    with ThreadPoolExecutor(job.workers) as pool:
-        pending: deque[Future[_Outcome]] = deque()
-        try:
-            for name in names:
-                pending.append(pool.submit(_annotate_one, job, name))
-                if len(pending) > 4 * job.workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:  # interrupted, or stopped by --strict: finish what has begun, begin nothing more
-            pool.shutdown(cancel_futures=True)
+def _unpacked(job: Job, processes: Processes) -> dict[str, str] | None:
+    """Where DATA is an archive: its pictures into `out`, and the reasons of those that cannot be read."""
+    if not is_archive(job.data):
+        if job.fps is not None:
+            raise RequestError(f"--fps {job.fps:g}: {job.data} is no video")
+        return None
+    if job.out is None:
+        raise RequestError(f"{job.data}: its pictures have to be put somewhere; give --out DIR")
+    need_writable(job.out, "the output folder")
+    unreadable = unpack(job.data, job.out, job.fps) if processes.first else {}
+    processes.gather([None])  # the others wait until all is there
+    return unreadable
 
 
-def _annotate_one(job: Job, name: str) -> _Outcome:
-    source = job.data / name
-    try:
-        data = source.read_bytes()
-    except OSError as reason:
-        return _Outcome(name, reason=f"cannot be read ({reason.strerror})")
-    digest = hashlib.sha256(data).hexdigest()
-
-    missing = {}
-    for type, annotator in job.annotators.items():
-        entry = Entry.of(type, annotator, digest)
-        if job.overwrite or read_entry(job.out / layout.map_name(type, name)) != entry:
-            missing[type] = entry
-    if missing:
-        try:
-            image = decode_picture(source, data)
-            maps = {type: _checked_map(type, job.annotators[type], image) for type in missing}
-        except BadPicture as reason:
-            return _Outcome(name, reason=reason.reason)
-        except Exception as reason:  # an annotator that fails on one picture fails for that picture alone
-            return _Outcome(name, reason=f"{type}: {' '.join(str(reason).split())}")
-        for type, entry in missing.items():
-            encoded = encode_map(maps[type], entry, job.annotators[type].values)
-            atomic_write_bytes(job.out / layout.map_name(type, name), encoded)
-    if job.out != job.data:
-        link_or_copy(source, job.out / name)
-    return _Outcome(name, made=len(missing), kept=len(job.annotators) - len(missing))
-
-
-def _checked_map(type: str, annotator: Annotator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    made = annotator(image)
-    if made.shape != image.shape or made.dtype != image.dtype:
-        raise ValueError(f"gave {made.dtype} {made.shape} for a picture of {image.shape}: a bug of {type}")
-    return made
-
-
-def _write_metadata(job: Job, pictures: Iterable[str], rows: list[layout.Row], failed: dict[str, str]) -> None:
-    """A row for every picture that has its maps; the row of a failed one waits in errors.jsonl until it is mended."""
-    set_aside = layout.read_errors(job.out)
-    rows = rows + [error["row"] for error in set_aside if error.get("row")]
-    known = {row["file_name"] for row in rows}
-    rows += [{"file_name": name} for name in pictures if name not in known]
-
-    errors = []
-    present = set(pictures)
-    kept = []
-    for row in rows:
-        name = row["file_name"]
-        if name in failed:
-            errors.append({"file_name": name, "reason": failed[name], "row": row})
-            continue
-        if name in present:
-            if "text" not in row and (caption := layout.sidecar_caption(job.data / name)) is not None:
-                row = {"file_name": name, "text": caption, **row}
-            row = row | {layout.column(type): layout.map_name(type, name) for type in job.annotators}
-        kept.append(row)
-    layout.write_rows(job.out, kept)
-    layout.write_errors(job.out, errors)
+def _captioner(job: Job, folder: Path, out: Path, rows: list[layout.Row]) -> Captioner | None:
+    if job.caption_model is None:
+        return None
+    captioner = Captioner(
+        model=job.caption_model,
+        device=job.device,
+        offline=job.offline,
+        folder=folder,
+        out=out,
+        captioned=frozenset(row["file_name"] for row in rows if "text" in row),
+    )
+    captioner.network  # noqa: B018  (refused now if it cannot be loaded)
+    return captioner

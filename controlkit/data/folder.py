@@ -65,6 +65,11 @@ def map_name(type: str, file_name: str) -> str:
     return str(PurePosixPath(CONDITIONS, type, file_name + ".png"))
 
 
+def keypoints_name(type: str, file_name: str) -> str:
+    """Where the keypoints behind a map lie: pose, "sub/a.jpg" -> "conditions/pose/sub/a.jpg.json"."""
+    return map_name(type, file_name).removesuffix(".png") + ".json"
+
+
 def column(type: str) -> str:
     """The metadata column that names a map: canny -> "canny_file_name", which `datasets` reads as the column canny."""
     return f"{type}_file_name"
@@ -95,22 +100,30 @@ def write_errors(folder: Path, rows: list[Row]) -> None:
 
 def sidecar_caption(picture: Path) -> str | None:
     """The caption in a .txt beside the picture."""
-    path = picture.with_suffix(".txt")
     try:
-        return path.read_text(encoding="utf-8-sig").strip()
+        return read_text(picture.with_suffix(".txt")).strip()
     except FileNotFoundError:
         return None
+
+
+def read_text(path: Path) -> str:
+    """A text file of UTF-8, with or without a byte order mark."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise RequestError(f"{path}: is not UTF-8; save the caption as UTF-8") from None
+        raise RequestError(f"{path}: is not UTF-8; save it as UTF-8") from None
+
+
+def printable(name: str) -> str:
+    """A file name as it can be written and printed; one that is not UTF-8 shows its bytes as \\udcXX."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _read_jsonl(path: Path) -> list[Row]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except FileNotFoundError:
         return []
-    except UnicodeDecodeError:
-        raise RequestError(f"{path}: is not UTF-8; save it as UTF-8") from None
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -126,6 +139,7 @@ def _read_jsonl(path: Path) -> list[Row]:
 
 
 def _write_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # A file name that is not UTF-8 comes with lone surrogates, which printable turns into JSON's escapes.
+    text = "".join(printable(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         atomic_write_text(path, text)

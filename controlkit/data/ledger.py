@@ -9,10 +9,13 @@ import io
 import json
 import struct
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from annotators import ANNOTATORS
+from annotators.contract import parameters_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,17 +38,28 @@ class Entry:
     source_sha256: str
     parameters: dict[str, Any]
     versions: dict[str, str]
+    backend: str | None = None
 
     @staticmethod
     def of(type: str, annotator: Annotator, source_sha256: str) -> Entry:
+        """The backend is said where the type has several: maps of a type with one way only stay as they were."""
+        several = type in ANNOTATORS and len(ANNOTATORS.backends(type)) > 1
+        backend = getattr(annotator, "backend", None) if several else None
+        parameters = json.loads(json.dumps(parameters_of(annotator)))  # a tuple comes back from a file as a list
         versions = {type: str(annotator.version), **annotator.libraries()}
-        return Entry(type, source_sha256, asdict(annotator), versions)  # type: ignore[call-overload]
+        return Entry(type, source_sha256, parameters, versions, backend)
+
+    def describes(self, found: Entry | None, defaults: dict[str, Any]) -> bool:
+        """Whether the map with the ledger `found` is the one to be made. A parameter that it does not know came later:
+        it has the default then, which does what was done before (or else the annotator's version was raised)."""
+        return found is not None and self == replace(found, parameters={**defaults, **found.parameters})
 
     def to_json(self) -> str:
-        return json.dumps({"format": 1, "kind": "map", **asdict(self)}, sort_keys=True)
+        said = {key: value for key, value in vars(self).items() if key != "backend" or value is not None}
+        return json.dumps({"format": 1, "kind": "map", **said}, sort_keys=True)
 
 
-def encode_map(control_map: NDArray[np.uint8], entry: Entry, values: frozenset[int] | None) -> bytes:
+def encode_map(control_map: NDArray[Any], entry: Entry, values: frozenset[int] | None) -> bytes:
     """The PNG of a map with its ledger; one of black and white is stored as 8-bit grey, which every reader expands."""
     if values == frozenset({0, 255}):
         return _encode_black_and_white(control_map[:, :, 0], entry.to_json())
@@ -92,7 +106,7 @@ def read_entry(path: Path) -> Entry | None:
         data = json.loads(text)
         if data["format"] != 1 or data["kind"] != "map":
             return None
-        return Entry(data["type"], data["source_sha256"], data["parameters"], data["versions"])
+        return Entry(data["type"], data["source_sha256"], data["parameters"], data["versions"], data.get("backend"))
     except (ValueError, KeyError, TypeError):
         return None
 

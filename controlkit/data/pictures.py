@@ -52,7 +52,8 @@ def decode_picture(path: Path, data: bytes) -> NDArray[np.uint8]:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as opened:
                 opened.load()
-                return _rgb(path, ImageOps.exif_transpose(opened))
+                ImageOps.exif_transpose(opened, in_place=True)
+                return _rgb(path, opened)
     except BadPicture:
         raise
     except UnidentifiedImageError:
@@ -101,4 +102,4 @@ def _rgb(path: Path, image: Image) -> NDArray[np.uint8]:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.array(image.convert("RGB"), dtype=np.uint8)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
