@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 @click.option("--workers", type=click.IntRange(1), help="Pictures at a time.  [default: the number of cores]")
 @click.option("--overwrite", is_flag=True, help="Make every map anew, also those that are up to date.")
 @click.option("--strict", is_flag=True, help="Stop at the first bad picture.")
+@click.option("--shards", type=click.Path(path_type=Path), metavar="DIR", help="Write webdataset tars of it all, too.")
+@click.option("--rows-per-shard", type=click.IntRange(1), help="Rows in one of the tars.  [default: 1000]")
 @click.option("--check", is_flag=True, help="Look through an annotated folder; write nothing.")
 @common_options(answers=True)
 @click.pass_context
@@ -56,6 +58,8 @@ def command(
     workers: int | None,
     overwrite: bool,
     strict: bool,
+    shards: Path | None,
+    rows_per_shard: int | None,
     check: bool,
     output: Output,
 ) -> int:
@@ -65,7 +69,7 @@ def command(
     Maps go to DATA/conditions/TYPE/, rows to DATA/metadata.jsonl, so that
     `datasets.load_dataset("imagefolder", data_dir=DATA)` has the columns image, text and TYPE. Pictures are never
     touched. What is up to date is skipped, so an interrupted run goes on by running it again. A picture that cannot be
-    read goes to DATA/errors.jsonl and costs nothing else.
+    read goes to DATA/errors.jsonl and costs nothing else. --shards writes the dataset as webdataset tars, too.
 
     Captions come from metadata.jsonl, a .txt beside the picture, or prompt.json in the layout of the original
     ControlNet's tutorial; those that are there are never replaced.
@@ -84,7 +88,9 @@ def command(
     from controlkit.cli.output import Output
     from controlkit.data.annotate import BATCH_SIZE, Job, annotate
     from controlkit.data.pictures import BadPicture
+    from controlkit.data.shards import ROWS, write_shards
     from controlkit.errors import RequestError
+    from controlkit.files import need_writable
     from controlkit.processes import Processes
 
     processes = Processes.launched()
@@ -103,6 +109,8 @@ def command(
         raise RequestError(f"--device {device}: none of {', '.join(annotators)} runs a network")
     if caption_model and captions:
         raise RequestError(f"--caption {caption_model} and --captions {captions}: choose one of the two")
+    if rows_per_shard and shards is None:
+        raise RequestError(f"--rows-per-shard {rows_per_shard}: goes with --shards DIR")
     if depth16 and "depth" not in annotators:
         raise RequestError(f"--depth16: depth is not among the types to be made: {', '.join(annotators)}")
     together = caption_model is not None or any(hasattr(annotator, "batch") for annotator in annotators.values())
@@ -138,10 +146,17 @@ def command(
         except BadPicture as reason:  # only under --strict
             output.warn(f"error: stopped by --strict: {reason}")
             return 1
+    written = None
+    if shards:
+        need_writable(shards, "--shards")
+        processes.gather([None])  # the rows are written
+        written = write_shards(report.out, shards, rows_per_shard or ROWS, processes)
     processes.leave()
     if not processes.first:
         return 0  # the first one answers for all
     _answer(report, output)
+    if written is not None:
+        output.say(f"{written} shards · {shards}")
     return 1 if report.errors else 0
 
 

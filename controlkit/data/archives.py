@@ -99,7 +99,10 @@ def _tarred(path: Path) -> Iterator[Item]:
     try:
         with tarfile.open(path) as archive:
             wanted = [member for member in archive if not member.isdir() and _is_wanted(path, member.name)]
+            names = {member.name for member in wanted}
             for member in wanted:
+                if _is_map(member.name, names):
+                    continue
                 if not member.isreg():
                     yield Item(member.name, None, reason="is no file but a link or a device")
                 elif member.size > MOST_BYTES:
@@ -109,6 +112,13 @@ def _tarred(path: Path) -> Iterator[Item]:
                     yield Item(member.name.removeprefix("./"), file.read() if file else b"")
     except (tarfile.TarError, EOFError, OSError) as reason:
         raise RequestError(f"{path}: is no whole tar archive ({reason}); get a whole copy") from None
+
+
+def _is_map(name: str, names: set[str]) -> bool:
+    """Whether it is the map of another picture in webdataset's way: 000012.canny.png beside 000012.jpg."""
+    key, dot, _ = PurePosixPath(name).stem.rpartition(".")
+    beside = (str(PurePosixPath(name).with_name(key + suffix)) for suffix in SUFFIXES)
+    return bool(dot) and any(each in names for each in beside)
 
 
 def _is_wanted(archive: Path, name: str) -> bool:
