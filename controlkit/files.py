@@ -72,6 +72,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.chmod(0o777 & ~_umask())
         yield temporary
         for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                file.chmod(0o666 & ~_umask())  # safetensors writes for its owner alone
             _flush(file)
         _flush(temporary)
         if path.is_dir():  # os.replace cannot put a folder over one that holds something

@@ -67,3 +67,14 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match=r"--out '.*/file/x' cannot be written \(Not a directory\)"):
         need_writable(tmp_path / "file" / "x", "--out")
+
+
+def test_a_folder_is_for_whom_the_umask_says(tmp_path):
+    """Whatever a library chose for the files in it."""
+    with atomic_folder(tmp_path / "f") as unfinished:
+        (unfinished / "sub").mkdir()
+        (unfinished / "sub" / "secret").write_text("x")
+        (unfinished / "sub" / "secret").chmod(0o600)
+    plain = tmp_path / "plain"
+    plain.write_text("x")
+    assert (tmp_path / "f" / "sub" / "secret").stat().st_mode == plain.stat().st_mode

@@ -24,9 +24,8 @@ def pack(source: Path, out: Path) -> int:
     if out.exists():
         raise RequestError(f"{out} exists; choose another folder, or remove it")
     quiet_libraries()
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        source, safety_checker=None, torch_dtype=torch.float16, local_files_only=True
-    )
+    pipeline = StableDiffusionPipeline.from_pretrained(source, safety_checker=None, local_files_only=True)
+    pipeline.to(torch.float16)
     with atomic_folder(out) as unfinished:
         pipeline.save_pretrained(unfinished, safe_serialization=True)
         # transformers loads in the precision that the config names, diffusers in float32; the two must agree.

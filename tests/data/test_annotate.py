@@ -85,6 +85,20 @@ def test_the_folder_is_an_imagefolder(pictures):
         assert row["image"].size == row["canny"].size
 
 
+def test_training_scripts_that_name_the_folder_alone_read_it(pictures):
+    """As the ControlNet example of diffusers does: the folder as the dataset's name, then three columns by name."""
+    annotate(pictures)
+    dataset = datasets.load_dataset(str(pictures), cache_dir=str(pictures / ".cache"))
+    assert set(dataset) == {"train"}
+    columns = {"image", "text", "canny"}
+    assert columns <= set(dataset["train"].column_names)
+    examples = dataset["train"][:]
+    assert len(examples["image"]) == 6
+    for image, control, caption in zip(*(examples[name] for name in ("image", "canny", "text")), strict=True):
+        assert image.convert("RGB").size == control.convert("RGB").size
+        assert caption is None or isinstance(caption, str)
+
+
 def test_pictures_are_never_touched(pictures):
     before = tree(pictures)
     annotate(pictures)
