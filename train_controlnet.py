@@ -18,12 +18,13 @@ from controlkit.errors import RequestError
 from controlkit.files import atomic_write_text
 from controlkit.generation.pipelines import control_pipeline, load_parts
 from controlkit.models.bases import find_base
-from controlkit.models.controlnets import make_controlnet, save_controlnet
+from controlkit.models.controlnets import make_controlnet
 from controlkit.processes import Processes
 from controlkit.training.batches import ControlRows, make_batches
 from controlkit.training.card import model_card
 from controlkit.training.checkpoints import State, drop_old_checkpoints, load_checkpoint, save_checkpoint
 from controlkit.training.config import RESUMED_WITH, TrainConfig, check_against_base, resolution
+from controlkit.training.learned import Learned, save_result
 from controlkit.training.objective import Models, control_loss
 from controlkit.training.run import Run, StepLog, due
 from controlkit.training.samples import sample_grid, save_png
@@ -59,21 +60,25 @@ def train(
     run = Run(config, RESUMED_WITH, resume=resume)
     accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked into it
 
-    # Models: the base is locked, the ControlNet learns.
+    # Models: the base is locked, the ControlNet learns; the base's decoder too, where the config unlocks it.
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision]
     parts = load_parts(base, dtype=dtype, device=accelerator.device, locked=True)
     own = make_controlnet(
         parts["unet"], vae_factor=base.vae_factor, latent_channels=base.latent_channels, seed=config.seed
     ).to(accelerator.device, torch.float32)
+    nets = Learned(config, own, parts["unet"])
     optimizer = torch.optim.AdamW(
-        own.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=accelerator.device.type == "cuda"
+        nets.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=accelerator.device.type == "cuda"
     )
-    state = load_checkpoint(run.checkpoint, {"controlnet": own}, optimizer) if run.checkpoint else State()
-    controlnet, prepared_optimizer = accelerator.prepare(own, optimizer)
+    state = load_checkpoint(run.checkpoint, nets.saved(), optimizer) if run.checkpoint else State()
+    *prepared, prepared_optimizer = accelerator.prepare(*nets.networks.values(), optimizer)
+    wrapped = dict(zip(nets.networks, prepared, strict=True))
     if state.scaler and accelerator.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
     pipeline = control_pipeline(base, parts, [own], DDPMScheduler.from_config(base.scheduler))
-    models = Models.of(base, pipeline, controlnet, accelerator.device)
+    models = Models.of(
+        base, pipeline, wrapped["controlnet"], accelerator.device, config.objective, unet=wrapped.get("unet")
+    )
 
     # Batches, from the row at which the run stands.
     size = resolution(config, base)
@@ -84,6 +89,8 @@ def train(
         latent_shape=(base.latent_channels, size // base.vae_factor, size // base.vae_factor),
         timesteps=len(models.alpha_bar),
         prompt_dropout=config.prompt_dropout,
+        control_dropout=config.control_dropout,
+        objective=config.objective,
         seed=config.seed,
     )
     batches = make_batches(
@@ -100,7 +107,7 @@ def train(
 
     if processes.first:
         run.begin(state.step)
-        trainable = sum(parameter.numel() for parameter in own.parameters())
+        trainable = sum(parameter.numel() for parameter in nets.parameters())
         say(f"{len(learned)} rows, {rows_a_step} a step; {trainable / 1e6:.1f} M parameters learn on {base.family}")
         if state.step:
             say(f"resumed at step {state.step} from {run.checkpoint}")
@@ -112,13 +119,13 @@ def train(
     # The loop.
     for batch in batches:
         batch = batch.to(accelerator.device)
-        with accelerator.accumulate(controlnet):
+        with accelerator.accumulate(*wrapped.values()):
             loss = control_loss(models, batch)
             accelerator.backward(loss)
             log.add(loss)
             rows_seen += config.batch_size * processes.count
             if accelerator.sync_gradients:
-                grad_norm = accelerator.clip_grad_norm_(controlnet.parameters(), config.max_grad_norm)
+                grad_norm = accelerator.clip_grad_norm_(nets.parameters(), config.max_grad_norm)
                 lr = config.lr * min(1, (step + 1) / max(1, config.warmup_steps))
                 for group in optimizer.param_groups:
                     group["lr"] = lr
@@ -127,6 +134,7 @@ def train(
         if not accelerator.sync_gradients:
             continue
         step += 1
+        nets.follow(step)
         log.end_step(step, lr, grad_norm)
         if processes.first:
             progress(step, config.steps)
@@ -142,13 +150,13 @@ def train(
         if "save" in now:
             if processes.first:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-                save_checkpoint(run.checkpoints, State(step, rows_seen, scaler), {"controlnet": own}, optimizer)
+                save_checkpoint(run.checkpoints, State(step, rows_seen, scaler), nets.saved(), optimizer)
                 drop_old_checkpoints(run.checkpoints, config.keep_checkpoints)
             accelerator.wait_for_everyone()
 
         # Paint samples.
         if "sample" in now:
-            sheet = sample_grid(models, own, data, shown, config.samples, config.seed, processes)
+            sheet = sample_grid(models, nets.result(), data, shown, config.samples, config.seed, processes)
             if sheet is not None:
                 save_png(run.folder / "samples" / f"step-{step:06d}.png", sheet)
         log.restart_clock()
@@ -156,7 +164,7 @@ def train(
     # Hand over.
     if processes.first:
         notes = {"condition": config.data.condition, "base": config.base, "step": step}
-        save_controlnet(own, run.folder / "controlnet", notes)
+        save_result(nets.result(), run.folder, notes)
         samples = sorted((run.folder / "samples").glob("step-*.png"))
         atomic_write_text(run.folder / "README.md", model_card(config, base, len(learned), run.metrics(), samples))
     accelerator.wait_for_everyone()

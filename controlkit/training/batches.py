@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from annotators import ANNOTATORS
 from annotators.contract import resize_map
 from controlkit.data.pictures import cover, read_picture, resize_picture
-from controlkit.training.draws import generator, positions, uniform
+from controlkit.training.draws import positions, uniform
+from controlkit.training.noise import draw_noise
+from controlkit.training.objective_config import ObjectiveConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +38,7 @@ class Batch:
     vae_noise: torch.Tensor  # (B, C, h, w), of the VAE's posterior
     timesteps: torch.Tensor  # (B,) int64
     sizes: torch.Tensor  # (B, 6): original height, width, crop top, left, target height, width (SDXL)
+    perturbation: torch.Tensor | None = None  # (B, C, h, w), added to the noise of the input alone
 
     def to(self, device: torch.device) -> Batch:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -63,6 +66,8 @@ class ControlRows(Dataset[dict[str, Any]]):
         timesteps: int,
         prompt_dropout: float,
         seed: int,
+        control_dropout: float = 0.0,
+        objective: ObjectiveConfig | None = None,
     ) -> None:
         self.rows = rows
         self.values = ANNOTATORS[condition].values if condition in ANNOTATORS else None
@@ -70,6 +75,8 @@ class ControlRows(Dataset[dict[str, Any]]):
         self.latent_shape = latent_shape
         self.timesteps = timesteps
         self.prompt_dropout = prompt_dropout
+        self.control_dropout = control_dropout
+        self.objective = objective or ObjectiveConfig()
         self.seed = seed
 
     def __len__(self) -> int:
@@ -82,16 +89,16 @@ class ControlRows(Dataset[dict[str, Any]]):
         # Rows of equal content are told apart by their names, lest copies train on the same noise.
         draw = (self.seed, epoch, row.content, row.file_name)
         emptied = uniform(*draw, "prompt") < self.prompt_dropout
+        if uniform(*draw, "control") < self.control_dropout:
+            control = np.zeros_like(control)
         caption = row.captions[int(uniform(*draw, "caption") * len(row.captions))]
         return {
             "pixels": torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1,
             "control": torch.from_numpy(control).permute(2, 0, 1).float() / 255,
             "texts": "" if emptied else caption,
             "emptied": torch.tensor(emptied),
-            "noise": torch.randn(self.latent_shape, generator=generator(*draw, "noise")),
-            "vae_noise": torch.randn(self.latent_shape, generator=generator(*draw, "vae")),
-            "timesteps": torch.randint(self.timesteps, (), generator=generator(*draw, "timestep")),
             "sizes": torch.tensor(sizes),
+            **draw_noise(self.objective, draw, self.latent_shape, self.timesteps),
         }
 
     def picture_and_map(self, row: Row) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, ...]]:

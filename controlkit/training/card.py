@@ -45,13 +45,28 @@ Trained with controlkit {__version__} on {rows} pictures, {metrics[-1]["step"] i
     controlkit generate --base {config.base} --controlnet controlnet --control {condition}={condition}.png --prompt "…"
 
 or in diffusers: `ControlNetModel.from_pretrained("controlnet")`.
-
+{_notes(config)}
 ## Loss
 
-The mean squared error of a step hangs mostly on the noise level it drew, and says little about whether the map is
+The loss of a step hangs mostly on the noise level it drew, and says little about whether the map is
 obeyed: look at the samples.
 
 | steps | mean loss |
 | --- | --- |
 {table}
 """
+
+
+def _notes(config: TrainConfig) -> str:
+    """What whoever uses the ControlNet must know of the base that it learned with."""
+    notes = ""
+    if config.decoder:
+        notes += """
+The base's decoder learned along. Give the pipeline both: `unet=UNet2DConditionModel.from_pretrained("unet")`.
+"""
+    if config.objective.zero_terminal_snr:
+        notes += """
+The schedule was rescaled to zero terminal SNR. Sample with a scheduler that has `rescale_betas_zero_snr=True` and
+`timestep_spacing="trailing"`.
+"""
+    return notes

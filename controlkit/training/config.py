@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
 from controlkit.diffusion.samplers import SAMPLERS, make_sampler
 from controlkit.errors import RequestError, known
 from controlkit.models.bases import DEFAULT_BASE
+from controlkit.training.objective_config import ObjectiveConfig, training_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 
 # What decides which rows are seen and what they are trained towards: another value makes it another run.
-RESUMED_WITH = ("base", "data.path", "data.condition", "data.resolution", "data.held_out", "prompt_dropout", "seed")
+RESUMED_WITH = (
+    *("base", "data.path", "data.condition", "data.resolution", "data.held_out", "prompt_dropout", "control_dropout"),
+    *("seed", "only_mid_control", "decoder", "ema"),
+    *(f"objective.{setting.name}" for setting in fields(ObjectiveConfig)),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,7 @@ class TrainConfig:
     base: str = DEFAULT_BASE  # embedded name, folder or hub id
     data: DataConfig = field(default_factory=DataConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     output: str = "runs/circles"
     steps: int = 100  # steps of the optimizer
     batch_size: int = 4  # rows a process and forward pass
@@ -67,6 +73,10 @@ class TrainConfig:
     weight_decay: float = 0.0  # AdamW's own 0.01 would move weights that no gradient has reached yet
     max_grad_norm: float = 1.0
     prompt_dropout: float = 0.5  # share of prompts emptied, so that the net learns to read the map (ControlNet, 3.4)
+    control_dropout: float = 0.0  # share of maps emptied
+    only_mid_control: bool = False  # control enters at the middle block alone
+    decoder: bool = False  # the base's decoder learns along (the original's sd_locked=False); lower lr to 2e-6 with it
+    ema: float = 0.0  # of the weights that are sampled from and handed over, 0.9999 say; 0: none
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     seed: int = 0
     log_every: int = 10
@@ -90,8 +100,11 @@ class TrainConfig:
         for name in ("weight_decay", "warmup_steps"):
             if (value := getattr(self, name)) < 0:
                 yield f"{name}={value}: expected 0 or more"
-        if not 0 <= self.prompt_dropout <= 1:
-            yield f"prompt_dropout={self.prompt_dropout}: expected a share from 0 to 1"
+        for name in ("prompt_dropout", "control_dropout"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                yield f"{name}={value}: expected a share from 0 to 1"
+        if not 0 <= self.ema < 1:
+            yield f"ema={self.ema:g}: expected 0 (none) to below 1"
 
 
 def resolution(config: TrainConfig, base: Base) -> int:
@@ -114,14 +127,33 @@ def check_against_base(config: TrainConfig, base: Base) -> None:
         problems.append(
             f"base={config.base} is an inpainting base ({channels} channels); train on its text-to-image sibling"
         )
-    if config.samples.every:
-        try:
-            make_sampler(config.samples.sampler, base.scheduler, steps=config.samples.steps)
-        except ValueError as reason:
-            problems.append(f"samples.sampler={config.samples.sampler}: {reason}")
     if base.prediction_type not in ("epsilon", "v_prediction", "sample"):
         problems.append(
             f"base={config.base} predicts {base.prediction_type!r}; expected epsilon, v_prediction or sample"
         )
+    else:
+        problems.extend(_schedule_problems(config, base))
     if problems:
         raise RequestError("\n".join(problems))
+
+
+def _schedule_problems(config: TrainConfig, base: Base) -> Iterator[str]:
+    from controlkit.diffusion.prediction import check_prediction
+    from controlkit.diffusion.schedules import from_scheduler_config
+
+    objective, scheduler = config.objective, training_scheduler(base.scheduler, config.objective)
+    schedule = from_scheduler_config(scheduler)
+    try:
+        check_prediction(base.prediction_type, schedule)
+    except ValueError as reason:
+        yield f"base={config.base}, objective.zero_terminal_snr={str(objective.zero_terminal_snr).lower()}: {reason}"
+        return
+    last = schedule.num_steps - 1
+    for name in ("first_timestep", "last_timestep"):
+        if (value := getattr(objective, name)) is not None and value > last:
+            yield f"objective.{name}={value}: the schedule of base={config.base} ends with {last}"
+    if config.samples.every:
+        try:
+            make_sampler(config.samples.sampler, scheduler, steps=config.samples.steps)
+        except ValueError as reason:
+            yield f"samples.sampler={config.samples.sampler}: {reason}"

@@ -176,6 +176,8 @@ def follow(averages: dict[str, Any], networks: dict[str, Any], decay: float, ste
     """The averages take a step towards the networks; early ones are larger, or the start would be remembered."""
     share = 1 - min(decay, (1 + step) / (10 + step))
     for name, average in averages.items():
-        torch._foreach_lerp_(list(average.parameters()), list(networks[name].parameters()), share)
-        for kept, new in zip(average.buffers(), networks[name].buffers(), strict=True):
-            kept.copy_(new)
+        pairs = zip(average.parameters(), networks[name].parameters(), strict=True)
+        kept, new = zip(*((kept, new) for kept, new in pairs if new.requires_grad), strict=True)
+        torch._foreach_lerp_(kept, new, share)
+        for buffer, newer in zip(average.buffers(), networks[name].buffers(), strict=True):
+            buffer.copy_(newer)

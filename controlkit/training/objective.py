@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F
 
 from controlkit.diffusion.forward import q_sample
+from controlkit.diffusion.losses import min_snr_weight, per_item
 from controlkit.diffusion.prediction import target
 from controlkit.diffusion.schedules import from_scheduler_config
+from controlkit.training.objective_config import ObjectiveConfig, training_scheduler
 
 if TYPE_CHECKING:
     from controlkit.models.bases import Base
@@ -19,44 +20,71 @@ if TYPE_CHECKING:
 
 @dataclass
 class Models:
-    """The networks of a run. `pipeline` holds the locked base, in the very object that will sample from it;
-    `controlnet` is the one that learns, as accelerate wraps it."""
+    """The networks of a run. `pipeline` holds the base, in the very object that will sample from it; `controlnet` and
+    `unet` are called in training: as accelerate wraps them, where they learn."""
 
     base: Base
     pipeline: Any
     controlnet: torch.nn.Module
-    alpha_bar: torch.Tensor  # (T,) float64
+    unet: torch.nn.Module
+    scheduler: dict[str, Any]  # config of the schedule trained on and sampled with
+    alpha_bar: torch.Tensor  # (T,)
+    weights: torch.Tensor | None = None  # (T,), of the loss
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     @staticmethod
-    def of(base: Base, pipeline: Any, controlnet: torch.nn.Module, device: torch.device) -> Models:
-        alpha_bar = torch.as_tensor(from_scheduler_config(base.scheduler).alpha_bar, dtype=torch.float64)
-        # Devices without float64 (mps) get the nearest float32.
-        return Models(base, pipeline, controlnet, alpha_bar.to(torch.float32).to(device))
+    def of(
+        base: Base,
+        pipeline: Any,
+        controlnet: torch.nn.Module,
+        device: torch.device,
+        objective: ObjectiveConfig | None = None,
+        unet: torch.nn.Module | None = None,
+    ) -> Models:
+        objective = objective or ObjectiveConfig()
+        scheduler = training_scheduler(base.scheduler, objective)
+        schedule = from_scheduler_config(scheduler)
+        weights = None
+        if objective.min_snr_gamma is not None:
+            weights = min_snr_weight(base.prediction_type, schedule.snr, objective.min_snr_gamma)
+            weights = weights.to(torch.float32).to(device)
+        # Computed in float64; devices without it (mps) hold the nearest float32.
+        alpha_bar = schedule.alpha_bar.to(torch.float32).to(device)
+        unet = pipeline.unet if unet is None else unet
+        return Models(base, pipeline, controlnet, unet, scheduler, alpha_bar, weights, objective)
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.pipeline.unet.dtype
+        dtype: torch.dtype = self.pipeline.unet.conv_in.weight.dtype  # of the part that is locked in any case
         return dtype
 
 
 def control_loss(models: Models, batch: Batch) -> torch.Tensor:
-    """Mean squared error of the prediction (ControlNet, Eq. 5), in the base's own parameterisation."""
+    """The loss of a batch (ControlNet, Eq. 5), in the base's own parameterisation."""
     x_0 = encode_pictures(models.pipeline.vae, batch.pixels, batch.vae_noise)
-    alpha_bar_t = models.alpha_bar[batch.timesteps]
-    x_t = q_sample(x_0, batch.noise, alpha_bar_t)
-    predicted = predict(models, x_t, batch.timesteps, batch.control, encode_texts(models, batch))
-    return F.mse_loss(predicted.float(), target(models.base.prediction_type, x_0, batch.noise, alpha_bar_t))
+    return row_losses(models, batch, x_0, encode_texts(models, batch)).mean()
+
+
+def row_losses(models: Models, batch: Batch, x_0: torch.Tensor, text: dict[str, Any]) -> torch.Tensor:
+    """(B,): each row's loss as the objective measures and weighs it, of latents and texts that are encoded."""
+    objective, alpha_bar_t = models.objective, models.alpha_bar[batch.timesteps]
+    shown = batch.noise if batch.perturbation is None else batch.noise + batch.perturbation
+    x_t = q_sample(x_0, shown, alpha_bar_t)
+    predicted = predict(models, x_t, batch.timesteps, batch.control, text)
+    wanted = target(models.base.prediction_type, x_0, batch.noise, alpha_bar_t)
+    losses = per_item(objective.loss, predicted.float(), wanted, delta=objective.huber_delta)
+    return losses if models.weights is None else losses * models.weights[batch.timesteps]
 
 
 def predict(
     models: Models, x_t: torch.Tensor, timesteps: torch.Tensor, control: torch.Tensor, text: dict[str, Any]
 ) -> torch.Tensor:
     """The base's prediction with the ControlNet's residuals joined in."""
-    # The ControlNet learns in float32 (autocast where that is on); the locked base computes in its own precision.
+    # What learns is kept in float32 (autocast where that is on); what is locked computes in its own precision.
     down, middle = models.controlnet(
         x_t, timesteps, controlnet_cond=control, return_dict=False, **_cast(text, x_t.dtype)
     )
-    prediction: torch.Tensor = models.pipeline.unet(
+    prediction: torch.Tensor = models.unet(
         x_t.to(models.dtype),
         timesteps,
         down_block_additional_residuals=[residual.to(models.dtype) for residual in down],

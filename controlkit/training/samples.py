@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from controlkit.files import atomic_write_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffusers import ControlNetModel
     from numpy.typing import NDArray
 
     from controlkit.data.rows import Row
@@ -28,7 +27,7 @@ GAP = 2
 
 def sample_grid(
     models: Models,
-    controlnet: ControlNetModel,
+    nets: dict[str, Any],
     data: ControlRows,
     rows: list[Row],
     config: SampleConfig,
@@ -37,14 +36,17 @@ def sample_grid(
 ) -> NDArray[np.uint8] | None:
     """The grid on the first process, None on the others; each process paints its share of the rows.
 
+    `nets` are the parts of the pipeline that learn, by name, as they are to be shown.
     The noise of row i comes from seed + i alone, so that grids of one run differ by what was learned, and nothing here
     touches the random draws of the training.
     """
     from PIL import Image
 
     pipeline = models.pipeline
-    pipeline.scheduler = make_sampler(config.sampler, models.base.scheduler, steps=config.steps)
-    trained, pipeline.controlnet = pipeline.controlnet, _for_sampling(controlnet, models.dtype)
+    pipeline.scheduler = make_sampler(config.sampler, models.scheduler, steps=config.steps)
+    trained = {name: getattr(pipeline, name) for name in nets}
+    for name, net in nets.items():
+        setattr(pipeline, name, for_use(net, models.dtype))
     cells = []
     for number, row in processes.slice(list(enumerate(rows))):
         picture, control, _ = data.picture_and_map(row)
@@ -57,19 +59,22 @@ def sample_grid(
             output_type="np",
         ).images[0]
         cells.append([control, picture, (np.clip(made, 0, 1) * 255).round().astype(np.uint8)])
-    pipeline.controlnet = trained
-    controlnet.train()
+    for name, net in trained.items():
+        setattr(pipeline, name, net)
+    models.controlnet.train()
     gathered = processes.gather(cells)
     return grid(gathered) if processes.first else None
 
 
-def _for_sampling(controlnet: ControlNetModel, dtype: torch.dtype) -> ControlNetModel:
-    """The net as `generate` will run it: in the base's precision. What learns is kept in float32."""
-    if controlnet.dtype == dtype:
-        return controlnet.eval()
-    copy = type(controlnet).from_config(controlnet.config)
-    copy.load_state_dict(controlnet.state_dict())
-    return copy.to(controlnet.device, dtype).eval()
+def for_use(net: Any, dtype: torch.dtype) -> Any:
+    """The net as others will run it, all of it in one precision. What learns is kept in float32, what does not may not
+    be."""
+    if all(parameter.dtype == dtype for parameter in net.parameters()):
+        return net.eval()
+    with torch.device("meta"):
+        copy = type(net).from_config(net.config)
+    copy.load_state_dict({key: value.to(dtype) for key, value in net.state_dict().items()}, assign=True)
+    return copy.eval()
 
 
 def grid(cells: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:

@@ -1,0 +1,83 @@
+"""What a run trains: the ControlNet, the base's decoder where it is unlocked, and moving averages of both.
+
+Each network is named as it is saved: `controlnet`, `unet`. An average shares what does not learn with its network.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from controlkit.files import atomic_folder
+from controlkit.models.controlnets import save_controlnet
+from controlkit.training.loop import AVERAGE, follow
+from controlkit.training.samples import for_use
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    from controlkit.training.config import TrainConfig
+
+
+class Learned:
+    """The networks of a run that learn, by name."""
+
+    def __init__(self, config: TrainConfig, controlnet: ControlNetModel, unet: UNet2DConditionModel) -> None:
+        self.decay = config.ema
+        self.networks: dict[str, Any] = {"controlnet": controlnet}
+        if config.only_mid_control:
+            keep_middle_alone(controlnet)
+        if config.decoder:
+            unlock_decoder(unet)
+            self.networks["unet"] = unet
+        self.averages = {name: average_of(net) for name, net in self.networks.items()} if config.ema else {}
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [each for net in self.networks.values() for each in net.parameters() if each.requires_grad]
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {**self.networks, **{name + AVERAGE: average for name, average in self.averages.items()}}
+
+    def result(self) -> dict[str, Any]:
+        """What is sampled from and handed over: the averages, where they are kept."""
+        return {**self.networks, **self.averages}
+
+    def follow(self, step: int) -> None:
+        """Behind a step of the optimizer."""
+        follow(self.averages, self.networks, self.decay, step)
+
+
+def keep_middle_alone(controlnet: ControlNetModel) -> None:
+    """Control enters at the middle block alone (the original's only_mid_control).
+
+    The zero convolutions of the skips stay zero for ever, which is the same and needs no setting wherever the net is
+    used later.
+    """
+    for parameter in controlnet.controlnet_down_blocks.parameters():
+        torch.nn.init.zeros_(parameter.requires_grad_(False))
+
+
+def unlock_decoder(unet: UNet2DConditionModel) -> None:
+    """The base's decoder learns too, in float32 (the original's sd_locked=False: output blocks and `out`)."""
+    for part in (unet.up_blocks, unet.conv_norm_out, unet.conv_out):
+        if part is not None:
+            part.float().requires_grad_(True)
+
+
+def average_of(network: Any) -> Any:
+    """A copy that is to follow the network; what does not learn is shared."""
+    shared = {id(each): each for each in network.parameters() if not each.requires_grad}
+    return copy.deepcopy(network, shared).requires_grad_(False).eval()
+
+
+def save_result(result: dict[str, Any], folder: Path, notes: dict[str, Any]) -> None:
+    """`controlnet/`, and `unet/` where the decoder learned, in diffusers' layout and float32."""
+    save_controlnet(result["controlnet"], folder / "controlnet", notes)
+    if "unet" in result:
+        with atomic_folder(folder / "unet") as unfinished:
+            for_use(result["unet"], torch.float32).save_pretrained(unfinished, safe_serialization=True)
