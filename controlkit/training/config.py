@@ -68,6 +68,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     prompt_dropout: float = 0.5  # share of prompts emptied, so that the net learns to read the map (ControlNet, 3.4)
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    cache: Literal["disk", "off"] = "disk"  # keeps what the locked networks make of the rows; off: made anew each step
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 50
