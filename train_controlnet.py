@@ -20,10 +20,12 @@ from controlkit.generation.pipelines import control_pipeline, load_parts
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import make_controlnet
 from controlkit.processes import Processes
-from controlkit.training.batches import ControlRows, make_batches
+from controlkit.training.batches import ControlRows, make_batches, rows_to_come
+from controlkit.training.cache import cache_rows
 from controlkit.training.card import model_card
 from controlkit.training.checkpoints import State, drop_old_checkpoints, load_checkpoint, save_checkpoint
 from controlkit.training.config import RESUMED_WITH, TrainConfig, check_against_base, resolution
+from controlkit.training.encoders import let_encoders_rest
 from controlkit.training.learned import Learned, save_result
 from controlkit.training.objective import Models, control_loss
 from controlkit.training.run import Run, StepLog, due
@@ -93,6 +95,13 @@ def train(
         objective=config.objective,
         seed=config.seed,
     )
+    rows_a_step = config.batch_size * config.gradient_accumulation * processes.count
+    if config.cache == "disk":
+        to_come = rows_to_come(data, state.rows_seen, (config.steps - state.step) * rows_a_step)
+        made = cache_rows(data, to_come, models, processes, dataset=config.data.path, say=say)
+        if processes.first:
+            say("cache: " + ", ".join(f"{count} {kind}" for kind, count in made.items()) + " made, the rest found")
+        let_encoders_rest(pipeline, accelerator.device)
     batches = make_batches(
         data,
         start=state.rows_seen,
@@ -102,7 +111,6 @@ def train(
         processes=processes,
         pin=accelerator.device.type == "cuda",
     )
-    rows_a_step = config.batch_size * config.gradient_accumulation * processes.count
     shown = (kept_back + learned)[: config.samples.count]
 
     if processes.first:
@@ -159,6 +167,8 @@ def train(
             sheet = sample_grid(models, nets.result(), data, shown, config.samples, config.seed, processes)
             if sheet is not None:
                 save_png(run.folder / "samples" / f"step-{step:06d}.png", sheet)
+            if config.cache == "disk":
+                let_encoders_rest(pipeline, accelerator.device)
         log.restart_clock()
 
     # Hand over.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ from annotators import ANNOTATORS
 from controlkit.data import folder as layout
 from controlkit.data.inputs import find_pictures
 from controlkit.data.ledger import read_entry
-from controlkit.data.pictures import BadPicture, read_picture
+from controlkit.data.pictures import BadPicture, read_picture, upright_size
 from controlkit.errors import RequestError, known
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def _look(folder: Path, row: layout.Row, types: list[str]) -> tuple[list[Finding
     found = [Finding(name, kind, text) for kind, text in _caption_problems(row.get("text"))]
     try:
         data = (folder / name).read_bytes()
-        size = _upright_size(data)
+        size = upright_size(data)
     except Exception as reason:  # a damaged file makes decoders raise nearly anything
         why = getattr(reason, "strerror", None) or " ".join(str(reason).split())
         return [*found, Finding(name, "missing", f"the picture cannot be read ({why})")], None
@@ -140,12 +139,3 @@ def _version(type: str, backend: str | None, otherwise: str) -> str:
     if type not in ANNOTATORS or backend not in (None, *ANNOTATORS.backends(type)):
         return otherwise
     return str(ANNOTATORS.class_of(type, backend).version)
-
-
-def _upright_size(data: bytes) -> tuple[int, int]:
-    """Width and height as people see the picture, from its head."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        turned = image.getexif().get(0x0112, 1) >= 5
-        return (image.height, image.width) if turned else (image.width, image.height)

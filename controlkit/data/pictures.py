@@ -67,6 +67,15 @@ def decode_picture(path: Path, data: bytes) -> NDArray[np.uint8]:
         raise BadPicture(path, f"damaged or cut off ({text}); get a whole copy") from None
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height as people see the picture in these bytes, from its head."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
 def cover(width: int, height: int, size: int) -> tuple[tuple[int, int], tuple[slice, slice]]:
     """How a picture comes to size x size: the (width, height) to scale it to, so that it covers the square, and the
     window (rows, columns) in the middle of that. What shares the picture's geometry goes through the same."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass reads. B rows, H x W pixels, h x w latent cells."""
+    """What one forward pass reads. B rows, H x W pixels, h x w latent cells. What the locked networks make of a row is
+    there from the cache, or is made of `pixels` and `texts`."""
 
-    pixels: torch.Tensor  # (B, 3, H, W) in [-1, 1]
     control: torch.Tensor  # (B, 3, H, W) in [0, 1]
     texts: list[str]  # emptied where `emptied`
     emptied: torch.Tensor  # (B,) bool
@@ -38,6 +39,9 @@ class Batch:
     vae_noise: torch.Tensor  # (B, C, h, w), of the VAE's posterior
     timesteps: torch.Tensor  # (B,) int64
     sizes: torch.Tensor  # (B, 6): original height, width, crop top, left, target height, width (SDXL)
+    pixels: torch.Tensor | None = None  # (B, 3, H, W) in [-1, 1]
+    moments: torch.Tensor | None = None  # (B, 2C, h, w), mean and log-variance of the VAE's posterior
+    encoded_texts: dict[str, torch.Tensor] | None = None  # (B, …) each: hidden, for SDXL pooled
     perturbation: torch.Tensor | None = None  # (B, C, h, w), added to the noise of the input alone
 
     def to(self, device: torch.device) -> Batch:
@@ -47,14 +51,27 @@ class Batch:
         return self._each(torch.Tensor.pin_memory)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        tensors: dict[str, Any] = {
+        changed: dict[str, Any] = {
             name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
-        return dataclasses.replace(self, **tensors)
+        if self.encoded_texts is not None:
+            changed["encoded_texts"] = {name: change(value) for name, value in self.encoded_texts.items()}
+        return dataclasses.replace(self, **changed)
+
+
+class RowCache(Protocol):
+    """What `training.cache` knows of rows, by their number, and of texts."""
+
+    def picture(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The VAE's moments (2C, h, w), and the sizes of a `Batch`."""
+
+    def control(self, number: int) -> NDArray[np.uint8]: ...
+
+    def text(self, text: str) -> dict[str, torch.Tensor]: ...
 
 
 class ControlRows(Dataset[dict[str, Any]]):
-    """Row `number` as it is seen in `epoch`."""
+    """Row `number` as it is seen in `epoch`. With a `cache` neither picture nor map is read."""
 
     def __init__(
         self,
@@ -78,6 +95,7 @@ class ControlRows(Dataset[dict[str, Any]]):
         self.control_dropout = control_dropout
         self.objective = objective or ObjectiveConfig()
         self.seed = seed
+        self.cache: RowCache | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,34 +103,67 @@ class ControlRows(Dataset[dict[str, Any]]):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, number = key
         row = self.rows[number]
-        pixels, control, sizes = self.picture_and_map(row)
         # Rows of equal content are told apart by their names, lest copies train on the same noise.
         draw = (self.seed, epoch, row.content, row.file_name)
         emptied = uniform(*draw, "prompt") < self.prompt_dropout
-        if uniform(*draw, "control") < self.control_dropout:
-            control = np.zeros_like(control)
         caption = row.captions[int(uniform(*draw, "caption") * len(row.captions))]
+        text = "" if emptied else caption
+        seen = self._read(row) if self.cache is None else self._recall(self.cache, number, text)
+        if uniform(*draw, "control") < self.control_dropout:
+            seen["control"] = torch.zeros_like(seen["control"])
         return {
-            "pixels": torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1,
-            "control": torch.from_numpy(control).permute(2, 0, 1).float() / 255,
-            "texts": "" if emptied else caption,
+            **seen,
+            "texts": text,
             "emptied": torch.tensor(emptied),
-            "sizes": torch.tensor(sizes),
             **draw_noise(self.objective, draw, self.latent_shape, self.timesteps),
         }
 
+    def _read(self, row: Row) -> dict[str, Any]:
+        image, control, sizes = self.picture_and_map(row)
+        return {"pixels": to_pixels(image), "control": _to_control(control), "sizes": torch.tensor(sizes)}
+
+    @staticmethod
+    def _recall(cache: RowCache, number: int, text: str) -> dict[str, Any]:
+        moments, sizes = cache.picture(number)
+        control = _to_control(cache.control(number))
+        return {"moments": moments, "control": control, "sizes": sizes, "encoded_texts": cache.text(text)}
+
     def picture_and_map(self, row: Row) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, ...]]:
-        """Both at the resolution, under one geometry: scaled to cover the square, its middle cut out."""
-        image, control = read_picture(row.picture), read_picture(row.control)
+        """Both at the resolution, under one geometry, and the sizes of a `Batch`."""
+        image, sizes = self.picture(row)
+        height, width = sizes[:2]
+        return image, self.control(row, width, height), sizes
+
+    def picture(self, row: Row) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
+        """Scaled to cover the square, its middle cut out; and the sizes of a `Batch`."""
+        image = read_picture(row.picture)
         height, width = image.shape[:2]
         to, window = cover(width, height, self.resolution)
-        image, control = resize_picture(image, to), resize_map(control, *to, self.values)
         top, left = window[0].start, window[1].start
-        return (
-            image[window].copy(),
-            control[window].copy(),
-            (height, width, top, left, self.resolution, self.resolution),
-        )
+        sizes = (height, width, top, left, self.resolution, self.resolution)
+        return resize_picture(image, to)[window].copy(), sizes
+
+    def control(self, row: Row, width: int, height: int) -> NDArray[np.uint8]:
+        """The map under the geometry of its picture, which has that width and height."""
+        to, window = cover(width, height, self.resolution)
+        return resize_map(read_picture(row.control), *to, self.values)[window].copy()
+
+
+def to_pixels(image: NDArray[np.uint8]) -> torch.Tensor:
+    """(H, W, 3) of 0 to 255 -> (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _to_control(control_map: NDArray[np.uint8]) -> torch.Tensor:
+    """(H, W, 3) of 0 to 255 -> (3, H, W) in [0, 1]."""
+    return torch.from_numpy(control_map).permute(2, 0, 1).float() / 255
+
+
+def rows_to_come(dataset: ControlRows, start: int, count: int) -> list[int]:
+    """The numbers of the rows, each once, that come among `count` from the `start`-th place of the stream on."""
+    if count >= 2 * len(dataset):
+        return list(range(len(dataset)))  # a whole epoch is among them
+    return sorted({number for _, number in islice(positions(dataset.seed, len(dataset), start), count)})
 
 
 class _Order:
@@ -146,6 +197,12 @@ def make_batches(
 
 
 def collate(rows: list[dict[str, Any]]) -> Batch:
-    texts = [row.pop("texts") for row in rows]
-    tensors: dict[str, Any] = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-    return Batch(texts=texts, **tensors)
+    return Batch(**{key: _together([row[key] for row in rows]) for key in rows[0]})
+
+
+def _together(values: list[Any]) -> Any:
+    if isinstance(values[0], torch.Tensor):
+        return torch.stack(values)
+    if isinstance(values[0], dict):
+        return {key: torch.stack([value[key] for value in values]) for key in values[0]}
+    return values

@@ -78,6 +78,7 @@ class TrainConfig:
     decoder: bool = False  # the base's decoder learns along (the original's sd_locked=False); lower lr to 2e-6 with it
     ema: float = 0.0  # of the weights that are sampled from and handed over, 0.9999 say; 0: none
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    cache: Literal["disk", "off"] = "disk"  # keeps what the locked networks make of the rows; off: made anew each step
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 50

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from controlkit.diffusion.forward import q_sample
 from controlkit.diffusion.losses import min_snr_weight, per_item
@@ -61,8 +62,7 @@ class Models:
 
 def control_loss(models: Models, batch: Batch) -> torch.Tensor:
     """The loss of a batch (ControlNet, Eq. 5), in the base's own parameterisation."""
-    x_0 = encode_pictures(models.pipeline.vae, batch.pixels, batch.vae_noise)
-    return row_losses(models, batch, x_0, encode_texts(models, batch)).mean()
+    return row_losses(models, batch, latents(models, batch), encode_texts(models, batch)).mean()
 
 
 def row_losses(models: Models, batch: Batch, x_0: torch.Tensor, text: dict[str, Any]) -> torch.Tensor:
@@ -95,35 +95,53 @@ def predict(
     return prediction
 
 
-@torch.no_grad()
+def latents(models: Models, batch: Batch) -> torch.Tensor:
+    """x_0 (B, C, h, w) float32 of a batch, from the cache or from its pixels."""
+    vae = models.pipeline.vae
+    if batch.moments is not None:
+        return draw_latents(vae, batch.moments, batch.vae_noise)
+    assert batch.pixels is not None, "a batch has pixels or what the VAE made of them"
+    return encode_pictures(vae, batch.pixels, batch.vae_noise)
+
+
 def encode_pictures(vae: Any, pixels: torch.Tensor, vae_noise: torch.Tensor) -> torch.Tensor:
-    """x_0 (B, C, h, w) float32: a draw from the VAE's posterior with the noise given, scaled as for the base."""
+    """x_0 of pictures (B, 3, H, W) in [-1, 1]."""
+    return draw_latents(vae, posterior_moments(vae, pixels), vae_noise)
+
+
+@torch.no_grad()
+def posterior_moments(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """(B, 2C, h, w): mean and log-variance of the VAE's posterior, as it gives them. This is what a cache keeps, so
+    that the draw stays random."""
     dtype = vae.dtype
     overflows = dtype == torch.float16 and vae.config.force_upcast  # SDXL's first VAE gives NaN in half precision
     if overflows:
         vae.to(torch.float32)
-    posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
+    moments: torch.Tensor = vae.encode(pixels.to(vae.dtype)).latent_dist.parameters
     if overflows:
         vae.to(dtype)
-    latents = posterior.mean.float() + posterior.std.float() * vae_noise
-    x_0: torch.Tensor = (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+    return moments
+
+
+def draw_latents(vae: Any, moments: torch.Tensor, vae_noise: torch.Tensor) -> torch.Tensor:
+    """x_0 (B, C, h, w) float32: a draw from the VAE's posterior with the noise given, scaled as for the base."""
+    posterior = DiagonalGaussianDistribution(moments)
+    drawn = posterior.mean.float() + posterior.std.float() * vae_noise
+    x_0: torch.Tensor = (drawn - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
     return x_0
 
 
-@torch.no_grad()
 def encode_texts(models: Models, batch: Batch) -> dict[str, Any]:
-    """What UNet and ControlNet read beside the latents, by the pipeline's own encoding, which is that of inference.
+    """What UNet and ControlNet read beside the latents, from the cache or by the pipeline's own encoding.
 
     An emptied prompt becomes what the pipeline uses for "no prompt": the encoded empty text, or zeros where the base
     asks for them (SDXL).
     """
-    device = batch.noise.device
+    text = batch.encoded_texts or encode_prompts(models, batch.texts, batch.noise.device)
+    hidden = text["hidden"]
     if not models.base.is_xl:
-        hidden, _ = models.pipeline.encode_prompt(batch.texts, device, 1, False)
         return {"encoder_hidden_states": hidden}
-    hidden, _, pooled, _ = models.pipeline.encode_prompt(
-        batch.texts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
+    pooled = text["pooled"]
     if models.pipeline.config.force_zeros_for_empty_prompt:
         hidden = hidden.masked_fill(batch.emptied[:, None, None], 0)
         pooled = pooled.masked_fill(batch.emptied[:, None], 0)
@@ -131,6 +149,19 @@ def encode_texts(models: Models, batch: Batch) -> dict[str, Any]:
         "encoder_hidden_states": hidden,
         "added_cond_kwargs": {"text_embeds": pooled, "time_ids": batch.sizes},
     }
+
+
+@torch.no_grad()
+def encode_prompts(models: Models, texts: list[str], device: torch.device) -> dict[str, torch.Tensor]:
+    """`hidden` (B, tokens, width), for SDXL `pooled` (B, width) too, by the pipeline's own encoding, which is that of
+    inference."""
+    if not models.base.is_xl:
+        hidden, _ = models.pipeline.encode_prompt(texts, device, 1, False)
+        return {"hidden": hidden}
+    hidden, _, pooled, _ = models.pipeline.encode_prompt(
+        texts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    return {"hidden": hidden, "pooled": pooled}
 
 
 def _cast(text: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
