@@ -28,8 +28,10 @@ from controlkit.training.config import RESUMED_WITH, TrainConfig, check_against_
 from controlkit.training.encoders import let_encoders_rest
 from controlkit.training.learned import Learned, save_result
 from controlkit.training.objective import Models, control_loss
+from controlkit.training.optimizers import learning_rate, make_optimizer
 from controlkit.training.run import Run, StepLog, due
 from controlkit.training.samples import sample_grid, save_png
+from controlkit.training.speed import choose_arithmetic, compiled, lay_out, precision
 
 
 def train(
@@ -42,6 +44,7 @@ def train(
     """Train as the config says and return the run's folder. `say` and `progress` are called on the first process."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
     from diffusers import DDPMScheduler
 
     # Everything that can be refused is refused before a weight is loaded.
@@ -56,31 +59,33 @@ def train(
         raise RequestError(f"data.path={config.data.path}: all {len(rows)} rows are held out; lower data.held_out")
     processes = Processes.launched()
     AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
+    choose_arithmetic(config)
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        # Gradients live in the buffers that are sent, rather than a second time beside them.
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     run = Run(config, RESUMED_WITH, resume=resume)
     accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked into it
 
     # Models: the base is locked, the ControlNet learns; the base's decoder too, where the config unlocks it.
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision]
-    parts = load_parts(base, dtype=dtype, device=accelerator.device, locked=True)
+    parts = load_parts(base, dtype=precision(config), device=accelerator.device, locked=True)
     own = make_controlnet(
         parts["unet"], vae_factor=base.vae_factor, latent_channels=base.latent_channels, seed=config.seed
     ).to(accelerator.device, torch.float32)
+    lay_out(config, own, parts["unet"])
     nets = Learned(config, own, parts["unet"])
-    optimizer = torch.optim.AdamW(
-        nets.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=accelerator.device.type == "cuda"
-    )
+    optimizer = make_optimizer(config, nets.parameters())
     state = load_checkpoint(run.checkpoint, nets.saved(), optimizer) if run.checkpoint else State()
     *prepared, prepared_optimizer = accelerator.prepare(*nets.networks.values(), optimizer)
     wrapped = dict(zip(nets.networks, prepared, strict=True))
     if state.scaler and accelerator.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
     pipeline = control_pipeline(base, parts, [own], DDPMScheduler.from_config(base.scheduler))
-    models = Models.of(
-        base, pipeline, wrapped["controlnet"], accelerator.device, config.objective, unet=wrapped.get("unet")
-    )
+    controlnet = compiled(config, wrapped["controlnet"])
+    unet = compiled(config, wrapped.get("unet", parts["unet"]))
+    models = Models.of(base, pipeline, controlnet, accelerator.device, config.objective, unet)
 
     # Batches, from the row at which the run stands.
     size = resolution(config, base)
@@ -134,7 +139,7 @@ def train(
             rows_seen += config.batch_size * processes.count
             if accelerator.sync_gradients:
                 grad_norm = accelerator.clip_grad_norm_(nets.parameters(), config.max_grad_norm)
-                lr = config.lr * min(1, (step + 1) / max(1, config.warmup_steps))
+                lr = learning_rate(config, step)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
             prepared_optimizer.step()

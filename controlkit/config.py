@@ -3,7 +3,8 @@
 The type of the field decides how a value is read (PyYAML takes `1e-5` for text and `no` for False; here `lr: 1e-5` is a
 number and `mixed_precision: no` a string). Unknown keys are refused with the nearest known one. Everything that is
 wrong is reported together, before anything heavy is loaded: a dataclass that has a method `problems()` yields a line
-for each of its conflicts.
+for each of its conflicts. One that has `presets` (a field, and for each of its values the settings that it stands for)
+gets them laid beneath the layer, file or command line, that names that value.
 """
 
 from __future__ import annotations
@@ -45,14 +46,16 @@ _Loader.yaml_implicit_resolvers = {
 
 def build(cls: type[C], file: Path | None = None, overrides: Iterable[str] = ()) -> C:
     """The config: defaults, then the YAML file, then `key=value` in order; refused with all that is wrong."""
-    values: dict[str, Any] = read_yaml(file) if file else {}
+    values: dict[str, Any] = _over_preset(cls, read_yaml(file) if file else {})
     problems: list[str] = []
+    given: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             problems.append(f"{override!r}: expected key=value, e.g. {_example(cls)}")
             continue
-        problems.extend(_put(values, key.split("."), _override_value(text), key))
+        problems.extend(_put(given, key.split("."), _override_value(text), key))
+    values = _merge(values, _over_preset(cls, given))
     config = _construct(cls, values, "", problems)
     if problems or config is None:
         raise RequestError("\n".join(problems))
@@ -115,6 +118,21 @@ def shipped_configs() -> dict[str, Path]:
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     return {}
+
+
+def _over_preset(cls: type[Any], layer: dict[str, Any]) -> dict[str, Any]:
+    presets: tuple[str, Mapping[Any, Mapping[str, Any]]] = getattr(cls, "presets", ("", {}))
+    name, settings = presets
+    return _merge(settings.get(layer.get(name), {}), layer)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of both; where they meet, those above. A group meets a group inside."""
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
+    return merged
 
 
 def _override_value(text: str) -> Any:

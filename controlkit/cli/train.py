@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]…")
 @click.option("--config", "config_name", metavar="NAME_OR_FILE", help="A YAML of yours, or one of ours by name.")
-@click.option("--dry-run", is_flag=True, help="Check everything, print the resolved config, train nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check everything, print settings, memory and time; train nothing.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the newest sound checkpoint in the output folder.")
 @common_options(answers=True)
 def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, resume: bool, output: Output) -> int:
@@ -34,6 +38,8 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
 
     config = build(TrainConfig, find_config(config_name) if config_name else None, settings)
     if dry_run:
+        from controlkit.training.plan import describe, plan
+
         base = find_base(config.base)
         check_against_base(config, base)
         rows = [
@@ -41,8 +47,10 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
             for folder in find_datasets(config.data.path, output.say)
             for row in read_dataset(folder, config.data.condition)
         ]
-        data = to_dict(config) | {"rows": len(rows), "family": base.family}
-        output.answer(to_yaml(config) + f"# {len(rows)} rows · {base.family} · nothing was trained", data)
+        expected = plan(config, base, len(rows), Processes.launched().count)
+        data = to_dict(config) | {"rows": len(rows), "family": base.family, "plan": expected}
+        notes = [f"{len(rows)} rows · {base.family} · nothing was trained", *describe(expected).splitlines()]
+        output.answer(to_yaml(config) + "\n".join(f"# {note}" for note in notes), data)
         return 0
 
     from train_controlnet import train

@@ -75,6 +75,7 @@ def load_checkpoint(path: Path, networks: dict[str, Network], optimizer: torch.o
         saved = type(network).from_pretrained(path / name, local_files_only=True)
         network.load_state_dict(saved.state_dict())
     optimizer.load_state_dict(_join(load_file(path / "optimizer.safetensors"), data["optimizer"]))
+    _lay_out_like_parameters(optimizer)
     return State(data["step"], data["rows_seen"], data["scaler"])
 
 
@@ -96,22 +97,38 @@ def _is_sound(path: Path) -> bool:
 
 def _split(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """An optimizer's state as tensors by name and everything else as JSON."""
-    tensors = {
-        f"{index}.{name}": value.contiguous()
-        for index, values in state["state"].items()
-        for name, value in values.items()
-        if isinstance(value, torch.Tensor)
-    }
-    others = {
-        str(index): {name: value for name, value in values.items() if not isinstance(value, torch.Tensor)}
-        for index, values in state["state"].items()
-    }
+    tensors: dict[str, torch.Tensor] = {}
+    others = {str(index): _take_tensors(values, str(index), tensors) for index, values in state["state"].items()}
     return tensors, {"state": others, "param_groups": state["param_groups"]}
+
+
+def _take_tensors(values: dict[str, Any], prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Move the tensors among the values, however deep, to `tensors` by their path; what is left is returned."""
+    left = {}
+    for name, value in values.items():
+        key = f"{prefix}.{name}"
+        if isinstance(value, torch.Tensor):
+            # A copy: 8-bit optimizers share their tables among parameters, which safetensors does not write.
+            tensors[key] = value.detach().clone(memory_format=torch.contiguous_format)
+        else:
+            left[name] = _take_tensors(value, key, tensors) if isinstance(value, dict) else value
+    return left
 
 
 def _join(tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> dict[str, Any]:
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in numbers["state"].items()}
     for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        state[int(index)][name] = value
+        index, *path, name = key.split(".")
+        values = state[int(index)]
+        for each in path:
+            values = values[each]
+        values[name] = value
     return {"state": state, "param_groups": numbers["param_groups"]}
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Files hold rows; fused optimizers walk over weight and state side by side in memory, whatever their strides."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from controlkit.diffusion.samplers import SAMPLERS, make_sampler
 from controlkit.errors import RequestError, known
 from controlkit.models.bases import DEFAULT_BASE
 from controlkit.training.objective_config import ObjectiveConfig, training_scheduler
+from controlkit.training.optimizers import missing_library
+from controlkit.training.presets import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 # What decides which rows are seen and what they are trained towards: another value makes it another run.
 RESUMED_WITH = (
     *("base", "data.path", "data.condition", "data.resolution", "data.held_out", "prompt_dropout", "control_dropout"),
-    *("seed", "only_mid_control", "decoder", "ema"),
+    *("seed", "only_mid_control", "decoder", "ema", "optimizer"),
     *(f"objective.{setting.name}" for setting in fields(ObjectiveConfig)),
 )
 
@@ -68,7 +70,9 @@ class TrainConfig:
     steps: int = 100  # steps of the optimizer
     batch_size: int = 4  # rows a process and forward pass
     gradient_accumulation: int = 1  # forward passes a step
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "lion"] = "adamw"
     lr: float = 1e-5
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # behind the warm-up; the others end at 0
     warmup_steps: int = 0  # steps in which the learning rate rises from 0
     weight_decay: float = 0.0  # AdamW's own 0.01 would move weights that no gradient has reached yet
     max_grad_norm: float = 1.0
@@ -79,10 +83,17 @@ class TrainConfig:
     ema: float = 0.0  # of the weights that are sampled from and handed over, 0.9999 say; 0: none
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     cache: Literal["disk", "off"] = "disk"  # keeps what the locked networks make of the rows; off: made anew each step
+    memory: Literal["8", "12", "16", "24"] | None = None  # GB of the GPU: sets what spares memory (training/presets.py)
+    gradient_checkpointing: bool = False  # compute activations twice instead of keeping them; in the base's decoder too
+    channels_last: bool = False  # weights laid out for convolutions on tensor cores
+    tf32: bool = True  # float32 products with 10 bits of mantissa, on GPUs that can
+    compile: bool = False  # torch.compile: minutes at the start, faster steps
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 50
     keep_checkpoints: int = 3  # the newest ones; older go after a newer one is safe
+
+    presets: ClassVar = ("memory", PRESETS)
 
     def problems(self) -> Iterator[str]:
         for name in (
@@ -98,6 +109,8 @@ class TrainConfig:
         for name in ("lr", "max_grad_norm"):
             if not (value := getattr(self, name)) > 0:
                 yield f"{name}={value}: expected more than 0"
+        if package := missing_library(self.optimizer):
+            yield f"optimizer={self.optimizer} needs {package}, which is not installed: pip install {package}"
         for name in ("weight_decay", "warmup_steps"):
             if (value := getattr(self, name)) < 0:
                 yield f"{name}={value}: expected 0 or more"

@@ -61,20 +61,17 @@ def sample_grid(
         cells.append([control, picture, (np.clip(made, 0, 1) * 255).round().astype(np.uint8)])
     for name, net in trained.items():
         setattr(pipeline, name, net)
-    models.controlnet.train()
     gathered = processes.gather(cells)
     return grid(gathered) if processes.first else None
 
 
 def for_use(net: Any, dtype: torch.dtype) -> Any:
     """The net as others will run it, all of it in one precision. What learns is kept in float32, what does not may not
-    be."""
-    if all(parameter.dtype == dtype for parameter in net.parameters()):
-        return net.eval()
+    be; and what learns may run through wrappers that sampling does not want. Tensors of that precision are shared."""
     with torch.device("meta"):
-        copy = type(net).from_config(net.config)
-    copy.load_state_dict({key: value.to(dtype) for key, value in net.state_dict().items()}, assign=True)
-    return copy.eval()
+        plain = type(net).from_config(net.config)
+    plain.load_state_dict({key: value.to(dtype) for key, value in net.state_dict().items()}, assign=True)
+    return plain.eval()
 
 
 def grid(cells: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
