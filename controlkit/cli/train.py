@@ -27,7 +27,7 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
     import controlkit.toybox.register  # noqa: F401  (its worlds can be named as data.path)
     from controlkit.cli.output import Output
     from controlkit.config import build, find_config, to_dict, to_yaml
-    from controlkit.data.rows import find_datasets, read_dataset
+    from controlkit.data.rows import read_datasets
     from controlkit.models.bases import find_base
     from controlkit.processes import Processes
     from controlkit.training.config import TrainConfig, check_against_base
@@ -36,11 +36,7 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
     if dry_run:
         base = find_base(config.base)
         check_against_base(config, base)
-        rows = [
-            row
-            for folder in find_datasets(config.data.path, output.say)
-            for row in read_dataset(folder, config.data.condition)
-        ]
+        rows = read_datasets(config.data.path, config.data.condition, maps=config.data.maps, say=output.say)
         data = to_dict(config) | {"rows": len(rows), "family": base.family}
         output.answer(to_yaml(config) + f"# {len(rows)} rows · {base.family} · nothing was trained", data)
         return 0
