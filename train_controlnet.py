@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from controlkit.data.rows import find_datasets, held_out, read_dataset
+from controlkit.data.rows import held_out, read_datasets
 from controlkit.errors import RequestError
 from controlkit.files import atomic_write_text
 from controlkit.generation.pipelines import control_pipeline, load_parts
@@ -50,14 +50,12 @@ def train(
     # Everything that can be refused is refused before a weight is loaded.
     base = find_base(config.base)
     check_against_base(config, base)
-    rows = [
-        row for folder in find_datasets(config.data.path, say) for row in read_dataset(folder, config.data.condition)
-    ]
+    processes = Processes.launched()
+    rows = read_datasets(config.data.path, config.data.condition, maps=config.data.maps, say=say, processes=processes)
     kept_back = [row for row in rows if held_out(row.content, config.data.held_out)]
     learned = [row for row in rows if not held_out(row.content, config.data.held_out)]
     if not learned:
         raise RequestError(f"data.path={config.data.path}: all {len(rows)} rows are held out; lower data.held_out")
-    processes = Processes.launched()
     AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
     choose_arithmetic(config)
     accelerator = Accelerator(

@@ -21,7 +21,7 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from controlkit.config import build
-from controlkit.data.labelled import load_pictures, read_labelled
+from controlkit.data.rows import load_pictures, read_dataset
 from controlkit.toybox.make import make
 from controlkit.training.base_config import BaseConfig
 from controlkit.training.base_tasks import make_task
@@ -40,7 +40,7 @@ def main() -> None:
     config = build(BaseConfig, None, [f"data.size={options.size}", f"batch_size={options.batch}"])
     with TemporaryDirectory() as folder:
         make(Path(folder), "circles", count=256, size=options.size)
-        rows = read_labelled(Path(folder), None)
+        rows = read_dataset(Path(folder))
         pictures = load_pictures(rows, options.size)
         task = make_task(config, rows, rows[:1], device).to(device)
 

@@ -31,7 +31,7 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
     import controlkit.toybox.register  # noqa: F401  (its worlds can be named as data.path)
     from controlkit.cli.output import Output
     from controlkit.config import build, find_config, to_dict, to_yaml
-    from controlkit.data.rows import find_datasets, read_dataset
+    from controlkit.data.rows import read_datasets
     from controlkit.models.bases import find_base
     from controlkit.processes import Processes
     from controlkit.training.config import TrainConfig, check_against_base
@@ -42,11 +42,7 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
 
         base = find_base(config.base)
         check_against_base(config, base)
-        rows = [
-            row
-            for folder in find_datasets(config.data.path, output.say)
-            for row in read_dataset(folder, config.data.condition)
-        ]
+        rows = read_datasets(config.data.path, config.data.condition, maps=config.data.maps, say=output.say)
         expected = plan(config, base, len(rows), Processes.launched().count)
         data = to_dict(config) | {"rows": len(rows), "family": base.family, "plan": expected}
         notes = [f"{len(rows)} rows · {base.family} · nothing was trained", *describe(expected).splitlines()]

@@ -7,19 +7,21 @@ were. The time of the inode's change cannot be set by a program, so that a file 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from controlkit.data.pictures import BadPicture
-from controlkit.files import atomic_write_text, cache_folder, sha256
+from controlkit.data.readable import file_of
+from controlkit.files import atomic_write_text, cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
+    from controlkit.data.readable import Readable
     from controlkit.processes import Processes
 
 TICK = 2.0  # seconds; the coarsest clock of a file system. What changed just now could change again unseen
@@ -27,19 +29,19 @@ TICK = 2.0  # seconds; the coarsest clock of a file system. What changed just no
 Stamp = list[int]
 
 
-def contents(files: Sequence[Path], dataset: str, processes: Processes) -> list[str]:
+def contents(files: Sequence[Readable], dataset: str, processes: Processes) -> list[str]:
     """The SHA-256 of each file, this process reading its share of them; one that cannot be read is a BadPicture.
 
     What is remembered of a dataset lies together; `dataset` is what it was asked for by.
     """
-    memo = cache_folder() / "contents" / f"{hashlib.sha256(dataset.encode()).hexdigest()[:32]}.json"
+    memo = cache_folder() / "contents" / f"{sha256(dataset.encode()).hexdigest()[:32]}.json"
     known = _read(memo)
     with ThreadPoolExecutor() as pool:
         found = processes.gather(list(pool.map(lambda path: _content(path, known), processes.slice(list(files)))))
     if processes.first:
         now = time.time()
         fresh = {
-            str(path.absolute()): [stamp, digest]
+            _name(path): [stamp, digest]
             for path, (stamp, digest) in zip(files, found, strict=True)
             if now - max(stamp[1], stamp[2]) / 1e9 > TICK
         }
@@ -49,20 +51,28 @@ def contents(files: Sequence[Path], dataset: str, processes: Processes) -> list[
     return [digest for _, digest in found]
 
 
-def _content(path: Path, known: dict[str, list[object]]) -> tuple[Stamp, str]:
+def digest_of(path: Readable) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def _content(path: Readable, known: dict[str, list[object]]) -> tuple[Stamp, str]:
     try:
         stamp = _stamp(path)
-        remembered = known.get(str(path.absolute()))
+        remembered = known.get(_name(path))
         if remembered and remembered[0] == stamp:
             return stamp, str(remembered[1])
-        return stamp, sha256(path)
+        return stamp, digest_of(path)
     except OSError as reason:
         raise BadPicture(path, f"cannot be read ({reason.strerror})") from None
 
 
-def _stamp(path: Path) -> Stamp:
-    status = path.stat()
+def _stamp(path: Readable) -> Stamp:
+    status = file_of(path).stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _name(path: Readable) -> str:
+    return f"{file_of(path).absolute()} {path}"
 
 
 def _read(memo: Path) -> dict[str, list[object]]:

@@ -11,10 +11,10 @@ import numpy as np
 from controlkit.errors import RequestError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
     from PIL.Image import Image
+
+    from controlkit.data.readable import Readable
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
 
@@ -25,12 +25,12 @@ MAX_PIXELS = 178_956_970
 class BadPicture(RequestError):  # noqa: N818 (named for what came, not for what went wrong)
     """This file is no picture that can be read; the rest of a folder is not touched by it."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Readable, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.reason = reason
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
+def read_picture(path: Readable) -> NDArray[np.uint8]:
     """The picture as people see it: EXIF rotation applied, 16 bits scaled to 8, transparency laid on white."""
     try:
         return decode_picture(path, path.read_bytes())
@@ -40,7 +40,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
         raise BadPicture(path, f"cannot be read ({reason.strerror})") from None
 
 
-def decode_picture(path: Path, data: bytes) -> NDArray[np.uint8]:
+def decode_picture(path: Readable, data: bytes) -> NDArray[np.uint8]:
     """`read_picture` of bytes that were read already; `path` is for the messages."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -96,7 +96,7 @@ def resize_picture(image: NDArray[np.uint8], to: tuple[int, int]) -> NDArray[np.
     return np.asarray(cv2.resize(image, to, interpolation=how), dtype=np.uint8)
 
 
-def _rgb(path: Path, image: Image) -> NDArray[np.uint8]:
+def _rgb(path: Readable, image: Image) -> NDArray[np.uint8]:
     """A decoded Pillow picture of any mode as uint8 (H, W, 3) RGB."""
     from PIL import Image
 

@@ -1,19 +1,31 @@
-"""The rows that a training or an evaluation reads: picture, control map, captions, and the content that names them."""
+"""The one index of rows that a training or an evaluation reads: picture, control map, captions, label, and the content
+that names the row. What form the data have is the business of `data.readers`."""
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from glob import glob, has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from controlkit.data import folder as layout
+import numpy as np
+
+from controlkit.data.contents import contents
 from controlkit.data.ledger import read_entry
+from controlkit.data.pictures import cover, read_picture, resize_picture
+from controlkit.data.readers import read
 from controlkit.errors import RequestError, known
-from controlkit.files import sha256
+from controlkit.processes import Processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from controlkit.data.readable import Readable
+    from controlkit.data.readers import Found
 
 WORLDS: dict[str, Callable[[int | None, Callable[[str], None]], Path]] = {}
 """Worlds that can be named where a dataset is expected; each gives the folder with so many scenes, drawn on demand
@@ -22,59 +34,85 @@ WORLDS: dict[str, Callable[[int | None, Callable[[str], None]], Path]] = {}
 
 @dataclass(frozen=True)
 class Row:
-    """One picture with its map. `content` is the picture's SHA-256: it names the row whatever the file is called."""
+    """One picture. `content` is its SHA-256: it names the row whatever the file is called. `control` and `label` are
+    there where they were asked for."""
 
     file_name: str
-    picture: Path
-    control: Path
+    picture: Readable
     captions: tuple[str, ...]
     content: str
+    control: Readable | None = None
+    label: str | None = None
+
+    @property
+    def caption(self) -> str:
+        return self.captions[0]
 
 
 def find_datasets(path: str, say: Callable[[str], None] = lambda text: None) -> list[Path]:
-    """The folders that `data.path` names, apart by commas: each a folder, or a world (`rooms`, `rooms:20000`), which is
-    drawn into the cache first."""
-    if Path(path).expanduser().is_dir():
+    """What `data.path` names, apart by commas: each a folder, a file or several by wildcards, or a world (`rooms`,
+    `rooms:20000`), which is drawn into the cache first."""
+    if Path(path).expanduser().exists():
         return [Path(path).expanduser()]
-    return [_find_dataset(each.strip(), say) for each in path.split(",")]
+    return [found for each in path.split(",") for found in _find_dataset(each.strip(), say)]
 
 
-def read_dataset(folder: Path, condition: str) -> list[Row]:
-    """The rows of an annotated folder that have a map of that type, in the order of metadata.jsonl."""
-    make = f"controlkit annotate --type {condition} {folder}"
-    found = layout.read_rows(folder)
-    if not found:
-        layout.find_pictures(folder)  # refuses an empty folder in its own words
-        raise RequestError(f"{folder} holds pictures but no control maps; make them: {make}")
-    column = layout.column(condition)
-    chosen = [row for row in found if row.get(column)]
-    if not chosen:
-        types = sorted({key.removesuffix("_file_name") for row in found for key in row if key.endswith("_file_name")})
-        raise RequestError(f"{folder} has no {condition} maps: {known(condition, types)}; make them: {make}")
-    missing = [name for row in chosen for name in (row["file_name"], row[column]) if not (folder / name).is_file()]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise RequestError(f"{folder / missing[0]}{more}: named in metadata.jsonl but missing; run {make}")
-    with ThreadPoolExecutor() as pool:
-        contents = list(pool.map(lambda row: _content(folder, row["file_name"], row[column]), chosen))
+def read_datasets(
+    path: str,
+    condition: str | None = None,
+    *,
+    maps: str | None = None,
+    label: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    processes: Processes | None = None,
+) -> list[Row]:
+    """The rows of all that `data.path` names; the rest is that of `read_dataset`."""
+    found = find_datasets(path, say)
+    if maps is not None and (len(found) > 1 or not found[0].is_dir()):
+        raise RequestError(f"data.maps={maps}: goes with one folder of pictures, but data.path={path} is none")
+    folder = None if maps is None else Path(maps).expanduser()
     return [
-        Row(row["file_name"], folder / row["file_name"], folder / row[column], _captions(row), content)
-        for row, content in zip(chosen, contents, strict=True)
+        row for data in found for row in read_dataset(data, condition, maps=folder, label=label, processes=processes)
     ]
 
 
-def _find_dataset(path: str, say: Callable[[str], None]) -> Path:
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    world, colon, count = path.partition(":")
-    if world not in WORLDS:
-        raise RequestError(
-            f"data.path={path}: there is no such folder, and no world of that name: {known(world, WORLDS)}"
+def read_dataset(
+    data: Path,
+    condition: str | None = None,
+    *,
+    maps: Path | None = None,
+    label: str | None = None,
+    processes: Processes | None = None,
+) -> list[Row]:
+    """The rows of a dataset in any form, in its order: with a `condition` those that have a map of that type, which for
+    the first of two folders lie in `maps`; with a `label` the value of that column, or of `column.key` in its JSON.
+
+    Called by all processes together, each hashes its share of the pictures.
+    """
+    found = read(data, maps, condition)
+    controls: list[Readable | None] = [None] * len(found)
+    if condition is not None:
+        found = [each for each in found if condition in each.maps] or _refuse(data, condition, found)
+        controls = [each.maps[condition] for each in found]
+    _refuse_missing(data, condition, found, controls)
+    return [
+        Row(each.file_name, each.picture, each.captions, content, control, label and _label(each, label))
+        for each, control, content in zip(
+            found, controls, _contents(data, found, controls, processes or Processes()), strict=True
         )
-    if colon and not (count.isdecimal() and int(count) > 0):
-        raise RequestError(f"data.path={path}: expected a number of scenes behind the colon, e.g. {world}:20000")
-    return WORLDS[world](int(count) if colon else None, say)
+    ]
+
+
+def load_pictures(rows: list[Row], size: int) -> NDArray[np.uint8]:
+    """(N, size, size, 3): scaled to cover the square, the middle cut out. In memory, as small worlds fit there."""
+
+    def load(row: Row) -> NDArray[np.uint8]:
+        image = read_picture(row.picture)
+        to, window = cover(image.shape[1], image.shape[0], size)
+        return resize_picture(image, to)[window]
+
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(load, rows)))
 
 
 def held_out(content: str, share: float) -> bool:
@@ -82,14 +120,61 @@ def held_out(content: str, share: float) -> bool:
     return int(content[:8], 16) < share * 2**32
 
 
-def _captions(row: layout.Row) -> tuple[str, ...]:
-    text = row.get("text")
-    if isinstance(text, list):
-        return tuple(str(each) for each in text) or ("",)
-    return (str(text) if text is not None else "",)
+def _find_dataset(path: str, say: Callable[[str], None]) -> list[Path]:
+    if Path(path).expanduser().exists():
+        return [Path(path).expanduser()]
+    if has_magic(path) and (matching := sorted(glob(str(Path(path).expanduser())))):  # noqa: PTH207 (absolute too)
+        return [Path(each) for each in matching]
+    world, colon, count = path.partition(":")
+    if world not in WORLDS:
+        raise RequestError(
+            f"data.path={path}: there is no such folder, and no world of that name: {known(world, WORLDS)}"
+        )
+    if colon and not (count.isdecimal() and int(count) > 0):
+        raise RequestError(f"data.path={path}: expected a number of scenes behind the colon, e.g. {world}:20000")
+    return [WORLDS[world](int(count) if colon else None, say)]
 
 
-def _content(folder: Path, picture: str, control: str) -> str:
-    """The hash in the map's ledger spares reading the picture."""
-    entry = read_entry(folder / control)
-    return entry.source_sha256 if entry else sha256(folder / picture)
+def _contents(data: Path, found: list[Found], controls: list[Readable | None], processes: Processes) -> list[str]:
+    """The ledger in a map spares reading its picture."""
+    with ThreadPoolExecutor() as pool:
+        entries = list(pool.map(lambda control: read_entry(control) if isinstance(control, Path) else None, controls))
+    unsaid = [number for number, entry in enumerate(entries) if entry is None]
+    read_now = contents([found[number].picture for number in unsaid], str(data), processes)
+    by_number = dict(zip(unsaid, read_now, strict=True))
+    return [by_number[number] if entry is None else entry.source_sha256 for number, entry in enumerate(entries)]
+
+
+def _refuse(data: Path, condition: str, found: list[Found]) -> list[Found]:
+    make = _make(data, condition)
+    types = sorted({type for each in found for type in each.maps})
+    if not types:
+        raise RequestError(f"{data} holds pictures but no control maps; make them: {make}")
+    raise RequestError(f"{data} has no {condition} maps: {known(condition, types)}; make them: {make}")
+
+
+def _refuse_missing(data: Path, condition: str | None, found: list[Found], controls: list[Readable | None]) -> None:
+    named = [each for found_one, control in zip(found, controls, strict=True) for each in (found_one.picture, control)]
+    missing = [each for each in named if isinstance(each, Path) and not each.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        advice = f"run {_make(data, condition)}" if condition else "bring it back, or remove its row"
+        raise RequestError(f"{missing[0]}{more}: named in metadata.jsonl but missing; {advice}")
+
+
+def _make(data: Path, condition: str) -> str:
+    return f"controlkit annotate --type {condition} {data}" + ("" if data.is_dir() else " --out DIR")
+
+
+def _label(found: Found, label: str) -> str:
+    column, _, key = label.partition(".")
+    value: Any = found.columns.get(column)
+    if value is None:
+        raise RequestError(f"data.label={label}: {found.picture} has no such column: {known(column, found.columns)}")
+    if key:
+        try:
+            inner = json.loads(value) if isinstance(value, str) else value
+            value = inner[key]
+        except (ValueError, KeyError, TypeError):
+            raise RequestError(f"data.label={label}: {found.picture} has no {key!r} in {column!r}") from None
+    return str(value)

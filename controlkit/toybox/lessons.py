@@ -10,6 +10,7 @@ import json
 from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,9 +20,8 @@ from torch import nn
 
 from annotators.keypoints import People
 from annotators.pose_drawing import draw
-from controlkit.data.labelled import load_pictures, read_labelled
 from controlkit.data.pictures import read_picture
-from controlkit.data.rows import find_datasets, held_out, read_dataset
+from controlkit.data.rows import find_datasets, held_out, load_pictures, read_dataset
 from controlkit.errors import RequestError
 from controlkit.files import atomic_folder
 from controlkit.models.locate import EMBEDDED_READERS, read_json
@@ -33,11 +33,9 @@ from controlkit.training.loop_config import LoopConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from controlkit.data.labelled import LabelledRow
     from controlkit.data.rows import Row
 
     Sheet = list[list[NDArray[np.uint8]]]
@@ -153,13 +151,13 @@ class SceneLesson(Lesson):
 
     makes = SceneClassifier
 
-    def __init__(self, config: LessonConfig, rows: list[LabelledRow], shown: list[LabelledRow]) -> None:
+    def __init__(self, config: LessonConfig, rows: list[Row], shown: list[Row]) -> None:
         super().__init__(config, rows, shown)
         self.targets = Targets.of(_contents(rows))
 
     @staticmethod
-    def read(folder: Path) -> list[LabelledRow]:
-        return read_labelled(folder, "scene")
+    def read(folder: Path) -> list[Row]:
+        return read_dataset(folder, label="scene")
 
     def loss(self, answer: Reading, numbers: list[int], device: torch.device) -> torch.Tensor:
         targets = self.targets[numbers]
@@ -248,20 +246,25 @@ def to_pixels(pictures: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _contents(rows: list[LabelledRow]) -> list[Contents]:
+def _contents(rows: list[Row]) -> list[Contents]:
     return [Contents.of(json.loads(row.label or "")) for row in rows]
 
 
 def _depth_maps(rows: list[Row], config: LessonConfig) -> NDArray[np.uint8]:
     """(N, size, size). A scene at another size has other maps, so these must have it already."""
-    maps = np.stack([read_picture(row.control)[:, :, 0] for row in rows])
+    maps = np.stack([read_picture(path)[:, :, 0] for path in _controls(rows)])
     if maps.shape[1:] != (config.size, config.size):
         raise RequestError(f"path={config.path}: depth maps of {maps.shape[1:]}; expected size={config.size}")
     return maps
 
 
+def _controls(rows: list[Row]) -> list[Path]:
+    """A drawn world is a folder, and its maps are files."""
+    return [row.control for row in rows if isinstance(row.control, Path)]
+
+
 def _people(rows: list[Row], config: LessonConfig) -> list[People]:
-    everybody = [People.from_json(json.loads(row.control.with_suffix(".json").read_text("utf-8"))) for row in rows]
+    everybody = [People.from_json(json.loads(path.with_suffix(".json").read_text("utf-8"))) for path in _controls(rows)]
     if wrong := [people for people in everybody if (people.width, people.height) != (config.size, config.size)]:
         raise RequestError(
             f"path={config.path}: poses in {wrong[0].width} x {wrong[0].height} pixels; expected size={config.size}"

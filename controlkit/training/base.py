@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from controlkit.data.labelled import read_labelled
-from controlkit.data.rows import find_datasets, held_out
+from controlkit.data.rows import held_out, read_datasets
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
 from controlkit.training.base_config import RESUMED_WITH, BaseConfig
@@ -29,7 +28,7 @@ def train_base(
     # Everything that can be refused is refused before a network is built.
     if config.train == "unet" and config.samples.every:
         make_sampler(config.samples.sampler, build_scheduler(config), steps=config.samples.steps)
-    rows = [row for folder in find_datasets(config.data.path, say) for row in read_labelled(folder, config.data.label)]
+    rows = read_datasets(config.data.path, label=config.data.label, say=say)
     kept_back = [row for row in rows if held_out(row.content, config.data.held_out)]
     learned = [row for row in rows if not held_out(row.content, config.data.held_out)]
     if not learned:

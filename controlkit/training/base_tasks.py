@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from controlkit.data.labelled import load_pictures
+from controlkit.data.rows import load_pictures
 from controlkit.diffusion.forward import q_sample
 from controlkit.diffusion.losses import l_hybrid, min_snr_weight, per_item
 from controlkit.diffusion.prediction import check_prediction, target
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from controlkit.data.labelled import LabelledRow
+    from controlkit.data.rows import Row
     from controlkit.training.base_config import BaseConfig
 
 Keys = list[tuple[int, int]]  # (epoch, row number)
@@ -47,9 +47,7 @@ class Task(nn.Module):
 
     result: str
 
-    def __init__(
-        self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8], shown: list[LabelledRow]
-    ) -> None:
+    def __init__(self, config: BaseConfig, rows: list[Row], pictures: NDArray[np.uint8], shown: list[Row]) -> None:
         super().__init__()
         self.config, self.rows, self.shown = config, rows, shown
         self.pictures = torch.from_numpy(pictures)
@@ -87,9 +85,7 @@ class Autoencoder(Task):
 
     result = "vae"
 
-    def __init__(
-        self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8], shown: list[LabelledRow]
-    ) -> None:
+    def __init__(self, config: BaseConfig, rows: list[Row], pictures: NDArray[np.uint8], shown: list[Row]) -> None:
         super().__init__(config, rows, pictures, shown)
         self.vae = build_vae(config)
 
@@ -137,9 +133,7 @@ class Diffusion(Task):
     unet: Any
     result = "pipeline"
 
-    def __init__(
-        self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8], shown: list[LabelledRow]
-    ) -> None:
+    def __init__(self, config: BaseConfig, rows: list[Row], pictures: NDArray[np.uint8], shown: list[Row]) -> None:
         super().__init__(config, rows, pictures, shown)
         self.scheduler = build_scheduler(config)
         self.schedule = from_scheduler_config(self.scheduler)
@@ -162,9 +156,7 @@ class Diffusion(Task):
 class PixelDiffusion(Diffusion):
     """DDPM and IDDPM: unconditional or by class."""
 
-    def __init__(
-        self, config: BaseConfig, rows: list[LabelledRow], pictures: NDArray[np.uint8], shown: list[LabelledRow]
-    ) -> None:
+    def __init__(self, config: BaseConfig, rows: list[Row], pictures: NDArray[np.uint8], shown: list[Row]) -> None:
         super().__init__(config, rows, pictures, shown)
         self.classes = sorted({row.label for row in rows if row.label is not None})
         self.unet = build_pixel_unet(config, len(self.classes))
@@ -222,9 +214,9 @@ class PromptDiffusion(Diffusion):
     def __init__(
         self,
         config: BaseConfig,
-        rows: list[LabelledRow],
+        rows: list[Row],
         pictures: NDArray[np.uint8],
-        shown: list[LabelledRow],
+        shown: list[Row],
         channels: int = 3,
         factor: int = 1,
     ) -> None:
@@ -286,7 +278,7 @@ class PromptDiffusion(Diffusion):
         made: list[NDArray[np.uint8]] = pipeline(prompts, **how)
         return made
 
-    def _prompts(self, rows: list[LabelledRow]) -> list[str]:
+    def _prompts(self, rows: list[Row]) -> list[str]:
         if self.config.condition == "none":
             return [""] * len(rows)
         return [row.caption if self.config.condition == "text" else row.label or "" for row in rows]
@@ -298,9 +290,9 @@ class LatentDiffusion(PromptDiffusion):
     def __init__(
         self,
         config: BaseConfig,
-        rows: list[LabelledRow],
+        rows: list[Row],
         pictures: NDArray[np.uint8],
-        shown: list[LabelledRow],
+        shown: list[Row],
         device: torch.device,
     ) -> None:
         vae = _load_vae(config).to(device)
@@ -345,7 +337,7 @@ class LatentDiffusion(PromptDiffusion):
 
 
 def make_task(
-    config: BaseConfig, rows: list[LabelledRow], shown: list[LabelledRow], device: torch.device
+    config: BaseConfig, rows: list[Row], shown: list[Row], device: torch.device
 ) -> Autoencoder | PixelDiffusion | PromptDiffusion:
     """The task that the config asks for, its networks initialised from the seed; its sheets are about `shown`."""
     pictures = load_pictures(rows, config.data.size)

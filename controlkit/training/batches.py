@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -95,6 +96,15 @@ class ControlRows(Dataset[dict[str, Any]]):
         self.control_dropout = control_dropout
         self.objective = objective or ObjectiveConfig()
         self.seed = seed
+
+    @property
+    def rows(self) -> list[Row]:
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: list[Row]) -> None:
+        """Other rows have other numbers, by which a cache knew them."""
+        self._rows, self._copies = rows, _copies(rows)
         self.cache: RowCache | None = None
 
     def __len__(self) -> int:
@@ -103,8 +113,7 @@ class ControlRows(Dataset[dict[str, Any]]):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, number = key
         row = self.rows[number]
-        # Rows of equal content are told apart by their names, lest copies train on the same noise.
-        draw = (self.seed, epoch, row.content, row.file_name)
+        draw = (self.seed, epoch, row.content, self._copies[number])
         emptied = uniform(*draw, "prompt") < self.prompt_dropout
         caption = row.captions[int(uniform(*draw, "caption") * len(row.captions))]
         text = "" if emptied else caption
@@ -145,8 +154,20 @@ class ControlRows(Dataset[dict[str, Any]]):
 
     def control(self, row: Row, width: int, height: int) -> NDArray[np.uint8]:
         """The map under the geometry of its picture, which has that width and height."""
+        assert row.control is not None, "rows are read with their maps"
         to, window = cover(width, height, self.resolution)
         return resize_map(read_picture(row.control), *to, self.values)[window].copy()
+
+
+def _copies(rows: list[Row]) -> list[int]:
+    """How many rows of the same content came before each: so copies do not train on the same noise, and a row draws the
+    same whatever its file is called."""
+    seen: Counter[str] = Counter()
+    copies = []
+    for row in rows:
+        copies.append(seen[row.content])
+        seen[row.content] += 1
+    return copies
 
 
 def to_pixels(image: NDArray[np.uint8]) -> torch.Tensor:

@@ -77,7 +77,7 @@ def cache_rows(
     call it together. `dataset` is what the rows were asked for by."""
     rows = [data.rows[number] for number in numbers]
     pictures = contents([row.picture for row in rows], dataset, processes)
-    maps = contents([row.control for row in rows], f"{dataset} maps", processes)
+    maps = contents([row.control for row in rows if row.control is not None], f"{dataset} maps", processes)
     keys = {
         number: (digest(picture, data.resolution), digest(picture, control_map, data.resolution))
         for number, picture, control_map in zip(numbers, pictures, maps, strict=True)

@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 # What decides which rows are seen and what they are trained towards: another value makes it another run.
 RESUMED_WITH = (
-    *("base", "data.path", "data.condition", "data.resolution", "data.held_out", "prompt_dropout", "control_dropout"),
-    *("seed", "only_mid_control", "decoder", "ema", "optimizer"),
+    *("base", "data.path", "data.maps", "data.condition", "data.resolution", "data.held_out"),
+    *("prompt_dropout", "control_dropout", "seed", "only_mid_control", "decoder", "ema", "optimizer"),
     *(f"objective.{setting.name}" for setting in fields(ObjectiveConfig)),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    path: str = "circles"  # a folder made by `controlkit annotate`, or the name of a world
+    path: str = "circles"  # datasets in any form (`data/readers.py`), or names of worlds, apart by commas
+    maps: str | None = None  # the second of two parallel folders, which holds the maps under the pictures' names
     condition: str = "canny"  # which of its control maps
     resolution: int | None = None  # pixels a side; null: what the base was trained at
     held_out: float = 0.02  # share of the rows kept from training, for the samples

@@ -2,13 +2,13 @@
 
 import os
 import time
+from hashlib import sha256
 
 import pytest
 
 from controlkit.data import contents as module
 from controlkit.data.contents import contents
 from controlkit.data.pictures import BadPicture
-from controlkit.files import sha256
 from controlkit.processes import Processes
 from tests.processes import together
 
@@ -27,7 +27,8 @@ def files(tmp_path, monkeypatch):
 @pytest.fixture
 def read(monkeypatch):
     paths = []
-    monkeypatch.setattr(module, "sha256", lambda path: (paths.append(path.name), sha256(path))[1])
+    digest_of = module.digest_of
+    monkeypatch.setattr(module, "digest_of", lambda path: (paths.append(path.name), digest_of(path))[1])
     return paths
 
 
@@ -36,7 +37,7 @@ def ask(files, processes=None):
 
 
 def test_a_file_is_read_once(files, read):
-    expected = [sha256(path) for path in files]
+    expected = [sha256(path.read_bytes()).hexdigest() for path in files]
     assert ask(files) == expected
     assert ask(files) == expected
     assert ask(files[::-1][:2]) == expected[::-1][:2]
@@ -53,7 +54,7 @@ def test_a_file_put_in_place_with_the_old_date_and_size_is_read_again(files, rea
     files[2].write_text("C")
     os.utime(files[2], ns=(status.st_atime_ns, status.st_mtime_ns))
     after = ask(files)
-    assert after == [sha256(path) for path in files]
+    assert after == [sha256(path.read_bytes()).hexdigest() for path in files]
     assert [one == other for one, other in zip(before, after, strict=True)] == [True, False, False]
     assert read[3:] == ["b", "c"]
 
@@ -61,7 +62,7 @@ def test_a_file_put_in_place_with_the_old_date_and_size_is_read_again(files, rea
 def test_a_file_of_this_moment_is_not_remembered(tmp_path, read):
     """It could change again within one tick of the clock, and nothing would show it."""
     path = tmp_path / "new"
-    path.write_text("1")
+    path.write_text("new")
     ask([path])
     ask([path])
     assert read == ["new", "new"]
@@ -69,7 +70,7 @@ def test_a_file_of_this_moment_is_not_remembered(tmp_path, read):
 
 def test_each_process_reads_its_share(files, read):
     results = together(lambda processes: ask(files, processes))
-    assert results == [[sha256(path) for path in files]] * 2
+    assert results == [[sha256(path.read_bytes()).hexdigest() for path in files]] * 2
     assert sorted(read) == ["a", "b", "c"]
 
 

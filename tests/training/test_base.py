@@ -14,8 +14,7 @@ from PIL import Image
 
 from controlkit.cli.main import main
 from controlkit.config import build
-from controlkit.data.labelled import read_labelled
-from controlkit.data.rows import find_datasets
+from controlkit.data.rows import find_datasets, read_dataset
 from controlkit.errors import RequestError
 from controlkit.generation.settings import read_settings
 from controlkit.training.base_config import BaseConfig
@@ -155,7 +154,7 @@ def test_several_datasets_are_one(circles, tmp_path):
         main(["toybox", "make", str(other), "--world", "circles", "--count", "5", "--size", "16", "--seed", "9", "-q"])
         == 0
     )
-    rows = [row for folder in find_datasets(f"{circles}, {other}") for row in read_labelled(folder, "scene.disc")]
+    rows = [row for folder in find_datasets(f"{circles}, {other}") for row in read_dataset(folder, label="scene.disc")]
     assert len(rows) == 53
     assert rows[0].file_name == rows[48].file_name
     assert rows[0].picture != rows[48].picture
@@ -168,7 +167,7 @@ def test_a_world_is_drawn_as_large_as_it_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("CONTROLKIT_CACHE", str(tmp_path))
     said = []
     (folder,) = find_datasets("circles:7", said.append)
-    assert len(read_labelled(folder, None)) == 7
+    assert len(read_dataset(folder)) == 7
     assert "drawing 7 scenes of the world circles" in said[0]
     assert find_datasets("circles:7", said.append) == [folder]
     assert len(said) == 1

@@ -17,7 +17,7 @@ from controlkit.data.rows import read_dataset
 from controlkit.models.bases import find_base
 from controlkit.processes import Processes
 from controlkit.training import cache as module
-from controlkit.training.batches import ControlRows, collate, rows_to_come
+from controlkit.training.batches import ControlRows, collate, make_batches, rows_to_come
 from controlkit.training.cache import cache_rows, pack, picture_recipe, text_recipe, unpack
 from controlkit.training.encoders import ENCODERS, let_encoders_rest
 from controlkit.training.objective import control_loss, encode_texts, latents
@@ -130,6 +130,29 @@ def test_steps_from_a_cache_need_neither_the_files_nor_the_encoders(own_dataset,
     for part in ENCODERS:
         getattr(models.pipeline, part).to("meta")  # no weights any more
     assert torch.equal(control_loss(models, batch_of(data, 1, 2)), expected)
+
+
+def test_workers_read_the_cache_too(dataset, fresh_cache):
+    models, _, _ = set_up("random-sd15", dataset)
+    data, _ = cached(dataset, models)
+    alone, helped = (
+        make_batches(data, start=3, count=2, batch_size=4, workers=workers, processes=Processes(), pin=False)
+        for workers in (0, 1)
+    )
+    for one, other in zip(alone, helped, strict=True):
+        assert one.texts == other.texts
+        assert torch.equal(one.encoded_texts["hidden"], other.encoded_texts["hidden"])
+        for name in ("moments", "control", "noise", "sizes"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_other_rows_are_not_answered_from_the_cache_of_these(dataset, fresh_cache):
+    """The cache knows rows by their numbers; whoever looks at others through the same settings gets those."""
+    models, _, _ = set_up("random-sd15", dataset)
+    data, _ = cached(dataset, models)
+    expected = batch_of(rows_of(dataset), 5)
+    data.rows = data.rows[5:]
+    assert torch.equal(batch_of(data, 0).pixels, expected.pixels)
 
 
 @pytest.mark.parametrize("width", [8, 36, 33])
