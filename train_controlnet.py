@@ -18,7 +18,7 @@ from controlkit.errors import RequestError
 from controlkit.files import atomic_write_text
 from controlkit.generation.pipelines import control_pipeline, load_parts
 from controlkit.models.bases import find_base
-from controlkit.models.controlnets import make_controlnet
+from controlkit.models.controlnets import begin_controlnet
 from controlkit.processes import Processes
 from controlkit.training.batches import ControlRows, make_batches, rows_to_come
 from controlkit.training.cache import cache_rows
@@ -69,9 +69,7 @@ def train(
 
     # Models: the base is locked, the ControlNet learns; the base's decoder too, where the config unlocks it.
     parts = load_parts(base, dtype=precision(config), device=accelerator.device, locked=True)
-    own = make_controlnet(
-        parts["unet"], vae_factor=base.vae_factor, latent_channels=base.latent_channels, seed=config.seed
-    ).to(accelerator.device, torch.float32)
+    own = begin_controlnet(base, parts["unet"], config.controlnet, config.seed).to(accelerator.device, torch.float32)
     lay_out(config, own, parts["unet"])
     nets = Learned(config, own, parts["unet"])
     optimizer = make_optimizer(config, nets.parameters())

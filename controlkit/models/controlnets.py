@@ -65,6 +65,8 @@ class ControlNet:
                     f"ControlNet {self.name!r} has {key} {ours[key]}, base {base.name!r} has {theirs[key]}; "
                     f"choose the base that it was trained on"
                 )
+        if (channels := ours.get("conditioning_channels", 3)) != 3:
+            raise RequestError(f"ControlNet {self.name!r} reads maps of {channels} channels; expected one that reads 3")
         factor = hint_factor(ours)
         if factor != base.vae_factor:
             raise RequestError(
@@ -111,6 +113,17 @@ def make_controlnet(unet: UNet2DConditionModel, *, vae_factor: int, latent_chann
     strange = [key for key in left.missing_keys if not key.startswith("controlnet_")]
     assert not strange, f"not in the UNet: {strange}"
     return controlnet
+
+
+def begin_controlnet(base: Base, unet: UNet2DConditionModel, start: str | None, seed: int) -> ControlNetModel:
+    """What a training begins from: the ControlNet named `start`, in float32, or a fresh one."""
+    if start is None:
+        return make_controlnet(unet, vae_factor=base.vae_factor, latent_channels=base.latent_channels, seed=seed)
+    import torch
+
+    found = find_controlnet(start)
+    found.check_fits(base)
+    return found.load(torch_dtype=torch.float32)
 
 
 def save_controlnet(controlnet: ControlNetModel, folder: Path, notes: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from controlkit.diffusion.samplers import SAMPLERS, make_sampler
 from controlkit.errors import RequestError, known
 from controlkit.models.bases import DEFAULT_BASE
+from controlkit.models.controlnets import find_controlnet
 from controlkit.training.objective_config import ObjectiveConfig, training_scheduler
 from controlkit.training.optimizers import missing_library
 from controlkit.training.presets import PRESETS
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 # What decides which rows are seen and what they are trained towards: another value makes it another run.
 RESUMED_WITH = (
-    *("base", "data.path", "data.maps", "data.condition", "data.resolution", "data.held_out"),
+    *("base", "controlnet", "data.path", "data.maps", "data.condition", "data.resolution", "data.held_out"),
     *("prompt_dropout", "control_dropout", "seed", "only_mid_control", "decoder", "ema", "optimizer"),
     *(f"objective.{setting.name}" for setting in fields(ObjectiveConfig)),
 )
@@ -64,6 +65,7 @@ class SampleConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     base: str = DEFAULT_BASE  # embedded name, folder or hub id
+    controlnet: str | None = None  # the ControlNet to go on from, of the base's family; null: a copy of its encoder
     data: DataConfig = field(default_factory=DataConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -148,6 +150,11 @@ def check_against_base(config: TrainConfig, base: Base) -> None:
         )
     else:
         problems.extend(_schedule_problems(config, base))
+    if config.controlnet:
+        try:
+            find_controlnet(config.controlnet).check_fits(base)
+        except RequestError as reason:
+            problems.append(f"controlnet={config.controlnet}: {reason}")
     if problems:
         raise RequestError("\n".join(problems))
 

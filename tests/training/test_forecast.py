@@ -88,7 +88,7 @@ def test_activations_grow_with_rows_and_pixels_and_attention_keeps_no_scores(sd1
     rows = double - small  # four rows of 256 pixels; the rest is the weights in half precision
     assert rows * 4 == pytest.approx(large - (small - rows), rel=0.03)
     # The ControlNet's weights once more in two bytes each; norms and biases need no copy.
-    assert small - rows == pytest.approx(2 * 361_279_120, rel=0.01)
+    assert small - rows == pytest.approx(2 * 361_279_120, rel=0.05)
 
 
 def test_gradient_checkpointing_takes_less(sd15):
