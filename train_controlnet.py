@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -95,21 +96,25 @@ def train(
         control_dropout=config.control_dropout,
         objective=config.objective,
         seed=config.seed,
+        buckets=config.data.buckets,
     )
     rows_a_step = config.batch_size * config.gradient_accumulation * processes.count
+    span: dict[str, Any] = {
+        "start": state.rows_seen,
+        "count": (config.steps - state.step) * config.gradient_accumulation,
+        "batch_size": config.batch_size,
+        "processes": processes,
+    }
     if config.cache == "disk":
-        to_come = rows_to_come(data, state.rows_seen, (config.steps - state.step) * rows_a_step)
+        to_come = rows_to_come(data, **span)
         made = cache_rows(data, to_come, models, processes, dataset=config.data.path, say=say)
         if processes.first:
             say("cache: " + ", ".join(f"{count} {kind}" for kind, count in made.items()) + " made, the rest found")
         let_encoders_rest(pipeline, accelerator.device)
     batches = make_batches(
         data,
-        start=state.rows_seen,
-        count=(config.steps - state.step) * config.gradient_accumulation,
-        batch_size=config.batch_size,
+        **span,
         workers=config.data.workers,
-        processes=processes,
         pin=accelerator.device.type == "cuda",
     )
     shown = (kept_back + learned)[: config.samples.count]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,22 +68,26 @@ def decode_picture(path: Readable, data: bytes) -> NDArray[np.uint8]:
         raise BadPicture(path, f"damaged or cut off ({text}); get a whole copy") from None
 
 
-def upright_size(data: bytes) -> tuple[int, int]:
-    """Width and height as people see the picture in these bytes, from its head."""
+def upright_size(source: Readable | bytes) -> tuple[int, int]:
+    """Width and height as people see the picture, from its head."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as image:
+    if not isinstance(source, bytes | Path):
+        source = source.read_bytes()
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         turned = image.getexif().get(0x0112, 1) >= 5
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def cover(width: int, height: int, size: int) -> tuple[tuple[int, int], tuple[slice, slice]]:
-    """How a picture comes to size x size: the (width, height) to scale it to, so that it covers the square, and the
-    window (rows, columns) in the middle of that. What shares the picture's geometry goes through the same."""
-    scale = size / min(width, height)
-    to = max(size, round(width * scale)), max(size, round(height * scale))
-    left, top = (to[0] - size) // 2, (to[1] - size) // 2
-    return to, (slice(top, top + size), slice(left, left + size))
+def cover(width: int, height: int, size: int | tuple[int, int]) -> tuple[tuple[int, int], tuple[slice, slice]]:
+    """How a picture comes to that size (width, height; a number for a square): the width and height to scale it to, so
+    that it covers the size, and the window (rows, columns) in the middle of that. What shares the picture's geometry
+    goes through the same."""
+    across, down = (size, size) if isinstance(size, int) else size
+    scale = max(across / width, down / height)
+    to = max(across, round(width * scale)), max(down, round(height * scale))
+    left, top = (to[0] - across) // 2, (to[1] - down) // 2
+    return to, (slice(top, top + down), slice(left, left + across))
 
 
 def resize_picture(image: NDArray[np.uint8], to: tuple[int, int]) -> NDArray[np.uint8]:

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from annotators import ANNOTATORS
 from annotators.contract import resize_map
-from controlkit.data.pictures import cover, read_picture, resize_picture
-from controlkit.training.draws import positions, uniform
+from controlkit.data.geometry import Geometry, sizes_of
+from controlkit.data.pictures import read_picture, resize_picture
+from controlkit.training.draws import positions, positions_alike, uniform
 from controlkit.training.noise import draw_noise
 from controlkit.training.objective_config import ObjectiveConfig
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from controlkit.data.geometry import Size
     from controlkit.data.rows import Row
     from controlkit.processes import Processes
 
@@ -86,10 +88,12 @@ class ControlRows(Dataset[dict[str, Any]]):
         seed: int,
         control_dropout: float = 0.0,
         objective: ObjectiveConfig | None = None,
+        buckets: int | None = None,
     ) -> None:
         self.rows = rows
         self.values = ANNOTATORS[condition].values if condition in ANNOTATORS else None
         self.resolution = resolution
+        self.geometry = Geometry(resolution, buckets)
         self.latent_shape = latent_shape
         self.timesteps = timesteps
         self.prompt_dropout = prompt_dropout
@@ -106,6 +110,13 @@ class ControlRows(Dataset[dict[str, Any]]):
         """Other rows have other numbers, by which a cache knew them."""
         self._rows, self._copies = rows, _copies(rows)
         self.cache: RowCache | None = None
+        self._sizes: list[Size] | None = None
+
+    def sizes(self, processes: Processes) -> list[Size]:
+        """Width and height to which each row comes. All processes ask together."""
+        if self._sizes is None:
+            self._sizes = sizes_of(self.rows, self.geometry, processes)
+        return self._sizes
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -124,8 +135,14 @@ class ControlRows(Dataset[dict[str, Any]]):
             **seen,
             "texts": text,
             "emptied": torch.tensor(emptied),
-            **draw_noise(self.objective, draw, self.latent_shape, self.timesteps),
+            **draw_noise(self.objective, draw, self._latent_shape(seen["control"]), self.timesteps),
         }
+
+    def _latent_shape(self, control: torch.Tensor) -> tuple[int, int, int]:
+        """`latent_shape` is that of the square."""
+        channels, side, _ = self.latent_shape
+        height, width = (pixels * side // self.resolution for pixels in control.shape[-2:])
+        return channels, height, width
 
     def _read(self, row: Row) -> dict[str, Any]:
         image, control, sizes = self.picture_and_map(row)
@@ -138,24 +155,24 @@ class ControlRows(Dataset[dict[str, Any]]):
         return {"moments": moments, "control": control, "sizes": sizes, "encoded_texts": cache.text(text)}
 
     def picture_and_map(self, row: Row) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, ...]]:
-        """Both at the resolution, under one geometry, and the sizes of a `Batch`."""
+        """Both under one geometry, and the sizes of a `Batch`."""
         image, sizes = self.picture(row)
         height, width = sizes[:2]
         return image, self.control(row, width, height), sizes
 
     def picture(self, row: Row) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
-        """Scaled to cover the square, its middle cut out; and the sizes of a `Batch`."""
+        """Scaled to cover its size, the middle cut out; and the sizes of a `Batch`."""
         image = read_picture(row.picture)
         height, width = image.shape[:2]
-        to, window = cover(width, height, self.resolution)
-        top, left = window[0].start, window[1].start
-        sizes = (height, width, top, left, self.resolution, self.resolution)
+        to, window = self.geometry.cover(width, height)
+        (top, bottom), (left, right) = ((side.start, side.stop) for side in window)
+        sizes = (height, width, top, left, bottom - top, right - left)
         return resize_picture(image, to)[window].copy(), sizes
 
     def control(self, row: Row, width: int, height: int) -> NDArray[np.uint8]:
         """The map under the geometry of its picture, which has that width and height."""
         assert row.control is not None, "rows are read with their maps"
-        to, window = cover(width, height, self.resolution)
+        to, window = self.geometry.cover(width, height)
         return resize_map(read_picture(row.control), *to, self.values)[window].copy()
 
 
@@ -180,33 +197,19 @@ def _to_control(control_map: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(control_map).permute(2, 0, 1).float() / 255
 
 
-def rows_to_come(dataset: ControlRows, start: int, count: int) -> list[int]:
-    """The numbers of the rows, each once, that come among `count` from the `start`-th place of the stream on."""
-    if count >= 2 * len(dataset):
+def rows_to_come(dataset: ControlRows, *, start: int, count: int, batch_size: int, processes: Processes) -> list[int]:
+    """The numbers of the rows, each once, that are in `count` batches of all processes together."""
+    if count * batch_size * processes.count >= 2 * len(dataset):
         return list(range(len(dataset)))  # a whole epoch is among them
-    return sorted({number for _, number in islice(positions(dataset.seed, len(dataset), start), count)})
-
-
-class _Order:
-    """The batches of this process. Of the rows that all see together a process takes its share, so that N processes at
-    batch B see what one sees at N * B."""
-
-    def __init__(self, seed: int, rows: int, start: int, count: int, batch_size: int, processes: Processes) -> None:
-        self.seed, self.rows, self.start, self.count = seed, rows, start, count
-        self.batch_size, self.processes = batch_size, processes
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        stream = positions(self.seed, self.rows, self.start)
-        together = self.batch_size * self.processes.count
-        for _ in range(self.count):
-            yield self.processes.slice([next(stream) for _ in range(together)])
+    batches = islice(_together(dataset, start, batch_size, processes), count)
+    return sorted({number for batch in batches for _, number in batch})
 
 
 def make_batches(
     dataset: ControlRows, *, start: int, count: int, batch_size: int, workers: int, processes: Processes, pin: bool
 ) -> Iterable[Batch]:
-    """`count` batches from the `start`-th row of the stream on."""
-    order: Any = _Order(dataset.seed, len(dataset), start, count, batch_size, processes)
+    """`count` batches of this process, from the one on before which all have seen `start` rows."""
+    order: Any = _Order(dataset, start, count, batch_size, processes)
     return DataLoader(
         dataset,
         batch_sampler=order,
@@ -217,11 +220,36 @@ def make_batches(
     )
 
 
+class _Order:
+    """The batches of this process. Of the rows that all see together a process takes its share, so that N processes at
+    batch B see what one sees at N * B."""
+
+    def __init__(self, dataset: ControlRows, start: int, count: int, batch_size: int, processes: Processes) -> None:
+        self.dataset, self.start, self.count = dataset, start, count
+        self.batch_size, self.processes = batch_size, processes
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        together = _together(self.dataset, self.start, self.batch_size, self.processes)
+        return (self.processes.slice(batch) for batch in islice(together, self.count))
+
+
+def _together(
+    dataset: ControlRows, start: int, batch_size: int, processes: Processes
+) -> Iterator[list[tuple[int, int]]]:
+    """The endless batches of all processes together; in buckets, all of a batch have one size."""
+    rows = batch_size * processes.count
+    if dataset.geometry.step is not None:
+        yield from positions_alike(dataset.seed, dataset.sizes(processes), rows, start)
+    stream = positions(dataset.seed, len(dataset), start)
+    while True:
+        yield list(islice(stream, rows))
+
+
 def collate(rows: list[dict[str, Any]]) -> Batch:
-    return Batch(**{key: _together([row[key] for row in rows]) for key in rows[0]})
+    return Batch(**{key: _stacked([row[key] for row in rows]) for key in rows[0]})
 
 
-def _together(values: list[Any]) -> Any:
+def _stacked(values: list[Any]) -> Any:
     if isinstance(values[0], torch.Tensor):
         return torch.stack(values)
     if isinstance(values[0], dict):

@@ -78,8 +78,9 @@ def cache_rows(
     rows = [data.rows[number] for number in numbers]
     pictures = contents([row.picture for row in rows], dataset, processes)
     maps = contents([row.control for row in rows if row.control is not None], f"{dataset} maps", processes)
+    geometry = data.geometry.resolution, data.geometry.step
     keys = {
-        number: (digest(picture, data.resolution), digest(picture, control_map, data.resolution))
+        number: (digest(picture, *geometry), digest(picture, control_map, *geometry))
         for number, picture, control_map in zip(numbers, pictures, maps, strict=True)
     }
     device = models.pipeline.unet.device
@@ -91,7 +92,7 @@ def cache_rows(
 
     def load_map(number: int) -> NDArray[np.uint8]:
         row = data.rows[number]
-        return data.control(row, *upright_size(row.picture.read_bytes()))
+        return data.control(row, *upright_size(row.picture))
 
     def encode_text(text: str) -> Tensors:
         return {name: tensor[0] for name, tensor in encode_prompts(models, [text], device).items()}

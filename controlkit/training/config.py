@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # What decides which rows are seen and what they are trained towards: another value makes it another run.
 RESUMED_WITH = (
-    *("base", "controlnet", "data.path", "data.maps", "data.condition", "data.resolution", "data.held_out"),
-    *("prompt_dropout", "control_dropout", "seed", "only_mid_control", "decoder", "ema", "optimizer"),
+    *("base", "controlnet", "data.path", "data.maps", "data.condition", "data.resolution", "data.buckets"),
+    *("data.held_out", "prompt_dropout", "control_dropout", "seed", "only_mid_control", "decoder", "ema", "optimizer"),
     *(f"objective.{setting.name}" for setting in fields(ObjectiveConfig)),
 )
 
@@ -33,12 +33,15 @@ class DataConfig:
     maps: str | None = None  # the second of two parallel folders, which holds the maps under the pictures' names
     condition: str = "canny"  # which of its control maps
     resolution: int | None = None  # pixels a side; null: what the base was trained at
+    buckets: int | None = None  # sides are multiples of it (64 is usual), each picture near its shape; null: one square
     held_out: float = 0.02  # share of the rows kept from training, for the samples
     workers: int = 0  # processes that read pictures ahead; 0: the training process reads
 
     def problems(self) -> Iterator[str]:
         if self.resolution is not None and self.resolution < 1:
             yield f"data.resolution={self.resolution}: expected at least 1"
+        if self.buckets is not None and self.buckets < 1:
+            yield f"data.buckets={self.buckets}: expected a number of pixels, e.g. 64"
         if not 0 <= self.held_out < 1:
             yield f"data.held_out={self.held_out}: expected a share from 0 to below 1"
         if self.workers < 0:
@@ -138,6 +141,13 @@ def check_against_base(config: TrainConfig, base: Base) -> None:
         near = f"{lower} or {lower + factor}" if lower else f"{factor}"
         problems.append(
             f"data.resolution={size} is not a multiple of {factor} (this base's VAE divides by it); use {near}"
+        )
+    step = config.data.buckets
+    if step is not None and (step % factor or size % step):
+        rounded = max(1, round(step / factor)) * factor
+        problems.append(
+            f"data.buckets={step}: expected a multiple of {factor} (this base's VAE divides by it) of which "
+            f"data.resolution={size} is one too, e.g. {rounded if size % rounded == 0 else factor}"
         )
     if base.inpaints:
         channels = base.unet["in_channels"]

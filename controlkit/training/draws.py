@@ -7,12 +7,13 @@ two processes draw what one would, and different rows never share their noise.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Hashable, Iterator, Sequence
 
 
 def generator(*key: object) -> torch.Generator:
@@ -26,6 +27,12 @@ def uniform(*key: object) -> float:
     return torch.rand((), generator=generator(*key), dtype=torch.float64).item()
 
 
+def epoch_order(seed: int, epoch: int, rows: int) -> list[int]:
+    """The numbers of all rows as they come in that epoch."""
+    order: list[int] = torch.randperm(rows, generator=generator(seed, epoch, "order")).tolist()
+    return order
+
+
 def positions(seed: int, rows: int, start: int) -> Iterator[tuple[int, int]]:
     """The endless stream of (epoch, row number) from its `start`-th place: each epoch holds every row once, reshuffled.
 
@@ -33,7 +40,38 @@ def positions(seed: int, rows: int, start: int) -> Iterator[tuple[int, int]]:
     """
     epoch, place = divmod(start, rows)
     while True:
-        order = torch.randperm(rows, generator=generator(seed, epoch, "order")).tolist()
-        for number in order[place:]:
+        for number in epoch_order(seed, epoch, rows)[place:]:
             yield epoch, number
         epoch, place = epoch + 1, 0
+
+
+def positions_alike(
+    seed: int, groups: Sequence[Hashable], together: int, start: int
+) -> Iterator[list[tuple[int, int]]]:
+    """The endless stream of batches of `together` places of `positions`, each of rows of one group; from the batch on
+    before which `start` rows were seen.
+
+    Rows wait for others of their group, over the end of an epoch too, so that none is dropped. How many wait where an
+    epoch begins follows from the numbers of the groups, and so the stream can be entered anywhere.
+    """
+    counts, number = Counter(groups), start // together
+    epoch = start // len(groups)  # begins with no more batches behind it than `number`
+    waiting = {group: epoch * count % together for group, count in counts.items()}
+    earlier = max(-(-left // counts[group]) for group, left in waiting.items())
+    queues: dict[Hashable, list[tuple[int, int]]] = {group: [] for group in counts}
+    for past in range(epoch - earlier, epoch):
+        for row in epoch_order(seed, past, len(groups)):
+            queues[groups[row]].append((past, row))
+    for group, left in waiting.items():
+        queues[group] = queues[group][len(queues[group]) - left :]
+
+    skipped = number - sum(epoch * count // together for count in counts.values())
+    for place in positions(seed, len(groups), epoch * len(groups)):
+        queue = queues[groups[place[1]]]
+        queue.append(place)
+        if len(queue) == together:
+            if skipped:
+                skipped -= 1
+            else:
+                yield list(queue)
+            queue.clear()

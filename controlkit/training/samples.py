@@ -75,14 +75,13 @@ def for_use(net: Any, dtype: torch.dtype) -> Any:
 
 
 def grid(cells: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
-    """Rows of equal pictures on white, a gap between them."""
-    height, width = cells[0][0].shape[:2]
+    """Rows of pictures on white, a gap between them; each has the room of the largest."""
+    height, width = (max(cell.shape[axis] for row in cells for cell in row) for axis in (0, 1))
     sheet = np.full((len(cells) * (height + GAP) - GAP, len(cells[0]) * (width + GAP) - GAP, 3), 255, np.uint8)
     for y, row in enumerate(cells):
         for x, cell in enumerate(row):
-            sheet[y * (height + GAP) : y * (height + GAP) + height, x * (width + GAP) : x * (width + GAP) + width] = (
-                cell
-            )
+            top, left = y * (height + GAP), x * (width + GAP)
+            sheet[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
     return sheet
 
 

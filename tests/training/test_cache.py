@@ -54,6 +54,10 @@ def cached(dataset, models, numbers=range(24), **options):
     return data, cache_rows(data, list(numbers), models, Processes(), dataset=str(dataset))
 
 
+def to_come(data, start, count):
+    return rows_to_come(data, start=start, count=count, batch_size=1, processes=Processes())
+
+
 def batch_of(data, *numbers):
     return collate([data[0, number] for number in numbers])
 
@@ -182,10 +186,10 @@ def test_a_copy_of_a_picture_and_a_caption_used_twice_are_made_once(own_dataset,
 
 def test_a_short_run_encodes_the_rows_that_it_sees(dataset, fresh_cache):
     data = rows_of(dataset)
-    numbers = rows_to_come(data, 7, 10)
+    numbers = to_come(data, 7, 10)
     assert len(numbers) == 10
-    assert rows_to_come(data, 20, 30) == list(range(24))
-    assert rows_to_come(data, 5, 1000) == list(range(24))
+    assert to_come(data, 20, 30) == list(range(24))
+    assert to_come(data, 5, 1000) == list(range(24))
     models, _, _ = set_up("random-sd15", dataset)
     assert cached(dataset, models, numbers)[1] == {"pictures": 10, "maps": 10, "texts": 11}
 
@@ -375,7 +379,7 @@ def test_a_damaged_shard_is_replaced_when_the_run_goes_on(dataset, tmp_path, fre
     assert main(["train", *settings, "steps=8", f"output={tmp_path / 'broken'}", "--resume"]) == 0
     said = capsys.readouterr().err
     assert said.count("damaged files in") == 3
-    left = len(rows_to_come(rows_of(dataset), 16, 16))
+    left = len(to_come(rows_of(dataset), 16, 16))
     assert f"cache: {left} pictures, {left} maps, {left + 1} texts made" in said
     whole, broken = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "broken"))
     assert whole == broken
