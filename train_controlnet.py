@@ -42,7 +42,9 @@ def train(
     from diffusers import DDPMScheduler
 
     # Everything that can be refused is refused before a weight is loaded.
-    base = find_base(config.base)
+    base = find_base(config.base, prediction=config.base_prediction, tokenizer=config.base_tokenizer)
+    for guess in base.guesses:
+        say(guess)
     check_against_base(config, base)
     rows = [
         row for folder in find_datasets(config.data.path, say) for row in read_dataset(folder, config.data.condition)

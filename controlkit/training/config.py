@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 # What decides which rows are seen and what they are trained towards: another value makes it another run.
-RESUMED_WITH = ("base", "data.path", "data.condition", "data.resolution", "data.held_out", "prompt_dropout", "seed")
+RESUMED_WITH = (
+    *("base", "base_prediction", "base_tokenizer", "data.path", "data.condition", "data.resolution", "data.held_out"),
+    *("prompt_dropout", "seed"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,9 @@ class SampleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    base: str = DEFAULT_BASE  # embedded name, folder or hub id
+    base: str = DEFAULT_BASE  # embedded name, folder, single file or hub id
+    base_prediction: str | None = None  # epsilon, v_prediction; null: what the base says, else its family
+    base_tokenizer: str | None = None  # folder or hub id, for a base in a single file; null: one that lies near
     data: DataConfig = field(default_factory=DataConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
     output: str = "runs/circles"

@@ -36,6 +36,14 @@ def test_the_container_is_told_by_its_bytes(tmp_path, container, extension):
     assert all(torch.equal(file[name], value) for name, value in tensors().items())
 
 
+def test_a_header_of_any_length_is_safetensors(tmp_path):
+    """Its first bytes are a length, here 0x80 and 0x4b50, which begin a pickle and a zip elsewhere."""
+    for length in (0x80, 0x4B50):
+        header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+        (tmp_path / "x.ckpt").write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+        assert read_tensors(tmp_path / "x.ckpt").shapes == {"a": (1,)}
+
+
 class Payload:
     """What pickle would call on loading: it leaves a file behind."""
 

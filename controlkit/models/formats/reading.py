@@ -64,10 +64,10 @@ def read_tensors(path: Path) -> TensorFile:
             start = file.read(512)
     except OSError as reason:
         raise RequestError(f"{path} cannot be read ({reason.strerror}); expected a model file") from None
-    if start.startswith(b"PK\x03\x04") or start.startswith(b"\x80"):
-        return _Pickled(path, "torch zip" if start[:1] == b"P" else "torch pickle")
-    if len(start) > 8 and start[8:9] == b"{":
+    if start[8:9] == b"{":  # asked first: what stands before it is a length, which may look like anything
         return _Safetensors(path)
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        return _Pickled(path, "torch zip" if start[:1] == b"P" else "torch pickle")
     _refuse(path, start)
 
 
