@@ -49,7 +49,9 @@ def train(
     from diffusers import DDPMScheduler
 
     # Everything that can be refused is refused before a weight is loaded.
-    base = find_base(config.base)
+    base = find_base(config.base, prediction=config.base_prediction, tokenizer=config.base_tokenizer)
+    for guess in base.guesses:
+        say(guess)
     check_against_base(config, base)
     processes = Processes.launched()
     rows = read_datasets(config.data.path, config.data.condition, maps=config.data.maps, say=say, processes=processes)

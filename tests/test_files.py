@@ -5,7 +5,14 @@ import os
 import pytest
 
 from controlkit.errors import RequestError
-from controlkit.files import atomic_create_bytes, atomic_folder, atomic_write_bytes, link_or_copy, need_writable
+from controlkit.files import (
+    atomic_create_bytes,
+    atomic_folder,
+    atomic_path,
+    atomic_write_bytes,
+    link_or_copy,
+    need_writable,
+)
 
 
 def names(folder):
@@ -78,3 +85,20 @@ def test_a_folder_is_for_whom_the_umask_says(tmp_path):
     plain = tmp_path / "plain"
     plain.write_text("x")
     assert (tmp_path / "f" / "sub" / "secret").stat().st_mode == plain.stat().st_mode
+
+
+def test_a_path_to_write_to_appears_whole_or_not_at_all(tmp_path):
+    with atomic_path(tmp_path / "new" / "a.bin") as unfinished:
+        unfinished.write_bytes(b"whole")
+        assert not (tmp_path / "new" / "a.bin").exists()
+    assert (tmp_path / "new" / "a.bin").read_bytes() == b"whole"
+
+    def fail():
+        with atomic_path(tmp_path / "new" / "a.bin") as unfinished:
+            unfinished.write_bytes(b"half")
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        fail()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.bin"]
+    assert (tmp_path / "new" / "a.bin").read_bytes() == b"whole"

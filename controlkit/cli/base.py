@@ -163,6 +163,8 @@ def evaluate(
     if out:
         need_writable(out, "--out")
     base = find_base(base_name)
+    if base.folder.is_file():
+        raise RequestError(f"base {base_name!r} is a single file; first: controlkit convert FILE FOLDER --to diffusers")
     if base.is_xl or base.inpaints:
         raise RequestError(f"base {base_name!r} is a {base.index['_class_name']}; expected a StableDiffusionPipeline")
     pipeline = load_prompt_pipeline(base.folder, device)

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 @click.option("--control", "controls", multiple=True, required=True, metavar="[TYPE=]FILE[@WEIGHT[:START[:END]]]",
               help="A control map; more than one joins several.")  # fmt: skip
 @click.option("--controlnet", "controlnets", multiple=True, metavar="[TYPE=]NET",
-              help="The ControlNet for it: a folder or a hub id.")  # fmt: skip
+              help="The ControlNet for it: a folder, a file or a hub id.")  # fmt: skip
 @click.option("--prompt", default="", help="What to paint.")
 @click.option("--negative", default="", help="What not to paint.")
-@click.option("--base", metavar="BASE", help="A folder or a hub id of SD 1.x, 2.x or SDXL.")
+@click.option("--base", metavar="BASE", help="A folder, a file (.safetensors, .ckpt) or a hub id of SD 1.x, 2.x, SDXL.")
+@click.option("--prediction", type=click.Choice(["epsilon", "v_prediction", "sample"]),
+              help="What the base predicts.  [default: what it says, else a guess, which is said]")  # fmt: skip
+@click.option("--tokenizer", metavar="FOLDER_OR_ID", help="For a base in a file.  [default: one that lies near]")
 @click.option("--sampler", default="dpmpp_2m_karras", show_default=True, help="How the noise is removed.")
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
 @click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
@@ -41,6 +44,8 @@ def command(
     prompt: str,
     negative: str,
     base: str | None,
+    prediction: str | None,
+    tokenizer: str | None,
     sampler: str,
     steps: int,
     cfg: float,
@@ -71,7 +76,7 @@ def command(
     if base is None:
         base = DEFAULT_BASE
         output.say(
-            f"base: {base}, a tiny one with random weights, which paints noise; a real one: --base FOLDER_OR_HUB_ID"
+            f"base: {base}, a tiny one with random weights, which paints noise; a real one: --base FOLDER_FILE_OR_ID"
         )
     if seed is None:
         seed = secrets.randbelow(2**31)
@@ -82,6 +87,8 @@ def command(
         prompt=prompt,
         negative=negative,
         base=base,
+        prediction=prediction,
+        tokenizer=tokenizer,
         sampler=sampler,
         steps=steps,
         cfg=cfg,

@@ -24,6 +24,8 @@ COMMANDS = {
     "fetch": "fetch",
     "train": "train",
     "generate": "generate",
+    "inspect": "inspect",
+    "convert": "convert",
     "base": "base",
     "toybox": "toybox",
     "doctor": "doctor",

@@ -44,7 +44,9 @@ def generate(
 ) -> Iterator[Picture]:
     """The pictures of a request, each as soon as it is painted. `progress` counts steps over all of them."""
     # Everything that can be refused is refused before a weight is loaded.
-    base = find_base(request.base)
+    base = find_base(request.base, prediction=request.prediction, tokenizer=request.tokenizer)
+    for guess in base.guesses:
+        say(guess)
     found = [(find_controlnet(net.name), net.type) for net in request.controlnets]
     for controlnet, _ in found:
         controlnet.check_fits(base)
@@ -91,7 +93,12 @@ def generate(
     settings = {
         "prompt": request.prompt,
         "negative": request.negative,
-        "base": {"name": request.base, "sha256": weights_sha256(base.folder)},
+        "base": {
+            "name": request.base,
+            "sha256": weights_sha256(base.folder),
+            "prediction": base.prediction_type,
+            "tokenizer": request.tokenizer,
+        },
         "controls": [
             {
                 **asdict(control_map.control),

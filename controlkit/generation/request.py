@@ -63,6 +63,8 @@ class Request:
     prompt: str = ""
     negative: str = ""
     base: str = DEFAULT_BASE
+    prediction: str | None = None  # what the base predicts, where neither it nor its family tells; None: they do
+    tokenizer: str | None = None  # for a base in a single file; None: one that lies near
     sampler: str = "dpmpp_2m_karras"
     steps: int = 20
     cfg: float = 7.5

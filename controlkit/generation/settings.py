@@ -53,7 +53,7 @@ def library_versions() -> dict[str, str]:
 
 
 def weights_sha256(folder: Path) -> str:
-    """One hash over the weight files of a model, whatever the folder is called.
+    """One hash over the weight files of a model, whatever the folder is called; of a single file its own SHA-256.
 
     Gigabytes take seconds to hash, so the hash of a file is kept in the cache under its path, size and time of change.
     """
@@ -64,12 +64,14 @@ def weights_sha256(folder: Path) -> str:
         remembered = {}
     known = dict(remembered)
     whole = hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")):
+    single = folder.is_file()
+    for file in [folder] if single else sorted(folder.rglob("*.safetensors")):
         status = file.stat()
         key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
         known[key] = known.get(key) or sha256(file)
-        whole.update(f"{file.relative_to(folder).as_posix()} {known[key]}\n".encode())
+        own = known[key]
+        whole.update(f"{file.relative_to(folder).as_posix()} {own}\n".encode())
     if known != remembered:
         with contextlib.suppress(OSError):  # a cache that cannot be kept costs time, nothing else
             atomic_write_text(cache, json.dumps(known))
-    return whole.hexdigest()
+    return own if single else whole.hexdigest()

@@ -1,8 +1,8 @@
 """A base: the Stable Diffusion that a ControlNet is trained on and used with.
 
-`find_base` turns a name into a folder in diffusers' layout and reads its configs; no weight is loaded before everything
-that the configs can tell has been checked. Sizes, channels and factors come from the configs: the VAE's factor is
-never written down as a number.
+`find_base` turns a name into a folder in diffusers' layout, or a single file, and reads its configs; no weight is
+loaded before everything that the configs can tell has been checked. Sizes, channels and factors come from the configs:
+the VAE's factor is never written down as a number.
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ _KNOWN_FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
 
 @dataclass(frozen=True)
 class Base:
-    """A base on disk: its name as it was asked for, its folder, its configs."""
+    """A base on disk: its name as it was asked for, its folder, its configs.
+
+    `prediction` is what the user says that it predicts, where its config is not to be believed.
+    """
 
     name: str
     folder: Path
+    prediction: str | None = None
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -46,7 +50,13 @@ class Base:
 
     @cached_property
     def scheduler(self) -> dict[str, Any]:
-        return read_json(self.folder / "scheduler" / "scheduler_config.json")
+        stated = read_json(self.folder / "scheduler" / "scheduler_config.json")
+        return {**stated, **({"prediction_type": self.prediction} if self.prediction else {})}
+
+    @property
+    def guesses(self) -> list[str]:
+        """What had to be guessed about it, each a sentence for the user."""
+        return []
 
     @property
     def is_xl(self) -> bool:
@@ -107,10 +117,23 @@ def family(unet_config: dict[str, Any]) -> str:
     return f"{name} (cross_attention_dim {width})"
 
 
-def find_base(name: str) -> Base:
-    """A base by embedded name, folder or hub id; refused in one line if it is none of them."""
-    folder = find_folder(name, "base", "model_index.json", embedded_bases(), lambda: _download(name))
-    base = Base(name, folder)
+def find_base(name: str, *, prediction: str | None = None, tokenizer: str | None = None) -> Base:
+    """A base by embedded name, folder, single file or hub id; refused in one line if it is none of them.
+
+    `prediction` overrides what it says that it predicts; `tokenizer` is for a single file, which holds none.
+    """
+    from controlkit.models.formats.prediction import check_prediction_name
+
+    check_prediction_name(prediction)
+    names = embedded_bases()
+    if name not in names and Path(name).expanduser().is_file():
+        from controlkit.models.formats.single_file import open_base
+
+        return open_base(name, prediction=prediction, tokenizer=tokenizer)
+    if tokenizer is not None:
+        raise RequestError(f"--tokenizer is for a base in a single file; {name!r} has its own, leave it out")
+    folder = find_folder(name, "base", "model_index.json", names, lambda: _download(name))
+    base = Base(name, folder, prediction)
     supported = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline")
     if (found := base.index.get("_class_name")) not in supported:
         raise RequestError(f"base {name!r} is a {found}; expected {', '.join(supported[:-1])} or {supported[-1]}")

@@ -135,8 +135,13 @@ def save_controlnet(controlnet: ControlNetModel, folder: Path, notes: dict[str, 
 
 
 def find_controlnet(name: str) -> ControlNet:
-    """A ControlNet by embedded name, folder or hub id."""
-    folder = find_folder(name, "ControlNet", "config.json", embedded_controlnets(), lambda: _download(name))
+    """A ControlNet by embedded name, folder, single file or hub id."""
+    names = embedded_controlnets()
+    if name not in names and Path(name).expanduser().is_file():
+        from controlkit.models.formats.single_file import open_controlnet
+
+        return open_controlnet(name)
+    folder = find_folder(name, "ControlNet", "config.json", names, lambda: _download(name))
     controlnet = ControlNet(name, folder)
     if (found := controlnet.config.get("_class_name")) != "ControlNetModel":
         raise RequestError(f"ControlNet {name!r}: its config.json is of a {found}, expected a ControlNetModel")

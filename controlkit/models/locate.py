@@ -36,18 +36,16 @@ def find_folder(
         if (path / marker).exists():
             return path
         raise RequestError(f"{what} {name!r}: the folder has no {marker}; expected a folder in diffusers' layout")
-    if path.is_file():
-        raise RequestError(f"{what} {name!r} is a single file; expected a folder in diffusers' layout, or a hub id")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise RequestError(
-            f"{what} {name!r}: no such folder, and no name of ours: {known(name, names)}; or give a hub id"
+            f"{what} {name!r}: no such folder or file, and no name of ours: {known(name, names)}; or give a hub id"
         )
     try:
         return Path(download())
     except Exception as reason:  # no network, no such repository, a gated one, no safetensors in it: all said alike
         text = " ".join(str(reason).split())[:200]
         raise RequestError(
-            f"{what} {name!r}: no such folder, and the hub did not give it ({text}); check the name and the network"
+            f"{what} {name!r}: no such folder or file, and the hub did not give it ({text}); check name and network"
         ) from None
 
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 # What decides which rows are seen and what they are trained towards: another value makes it another run.
 RESUMED_WITH = (
-    *("base", "controlnet", "data.path", "data.maps", "data.condition", "data.resolution", "data.buckets"),
-    *("data.held_out", "prompt_dropout", "control_dropout", "seed", "only_mid_control", "decoder", "ema", "optimizer"),
+    *("base", "base_prediction", "base_tokenizer", "controlnet", "seed", "only_mid_control", "decoder", "ema"),
+    *("data.path", "data.maps", "data.condition", "data.resolution", "data.buckets", "data.held_out"),
+    *("prompt_dropout", "control_dropout", "optimizer"),
     *(f"objective.{setting.name}" for setting in fields(ObjectiveConfig)),
 )
 
@@ -67,7 +68,9 @@ class SampleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    base: str = DEFAULT_BASE  # embedded name, folder or hub id
+    base: str = DEFAULT_BASE  # embedded name, folder, single file or hub id
+    base_prediction: str | None = None  # epsilon, v_prediction; null: what the base says, else its family
+    base_tokenizer: str | None = None  # folder or hub id, for a base in a single file; null: one that lies near
     controlnet: str | None = None  # the ControlNet to go on from, of the base's family; null: a copy of its encoder
     data: DataConfig = field(default_factory=DataConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)

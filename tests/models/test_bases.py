@@ -85,7 +85,7 @@ def test_a_folder_that_is_no_base_is_refused(tmp_path):
     with pytest.raises(RequestError, match=r"has no model_index\.json"):
         find_base(str(tmp_path))
     (tmp_path / "a.ckpt").write_bytes(b"x")
-    with pytest.raises(RequestError, match="is a single file"):
+    with pytest.raises(RequestError, match="is no model file"):
         find_base(str(tmp_path / "a.ckpt"))
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(RequestError, match="is not JSON"):

@@ -1,0 +1,1 @@
+"""Model files of other tools: read safely, recognised by their tensors, renamed to diffusers' layout and back."""

@@ -1,0 +1,222 @@
+"""Whole models from one layout to the other: diffusers' folders and single files as webuis read them.
+
+Every tensor that a network uses arrives bit for bit and in its own precision. What stands beside in a training's file
+(averages of the weights, the schedule's tables, the optimizer) is left behind. Files written here carry the configs, so
+that the way back needs no guess.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from controlkit.errors import RequestError
+from controlkit.files import atomic_folder, atomic_path
+from controlkit.models.bases import Base, find_base
+from controlkit.models.controlnets import NOTES, ControlNet, find_controlnet
+from controlkit.models.formats import detect
+from controlkit.models.formats.configs import CONFIGS
+from controlkit.models.formats.contents import TEXT_PREFIXES, VAE_PREFIX, Layout
+from controlkit.models.formats.reading import read_tensors
+from controlkit.models.formats.single_file import CONDITION, FileBase, FileControlNet, empty_model, fitted
+from controlkit.models.formats.text import text_from_transformers, text_to_open_clip
+from controlkit.models.formats.unet import controlnet_to_ldm, unet_to_ldm
+from controlkit.models.formats.vae import vae_to_ldm
+from controlkit.models.locate import read_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+_WEIGHTS = "diffusion_pytorch_model"
+_STEMS = (_WEIGHTS, "model", "pytorch_model")
+_ARCHITECTURES: dict[Layout, str] = {
+    "SD 1.x": "stable-diffusion-v1", "SD 2.x": "stable-diffusion-v2-512", "SDXL": "stable-diffusion-xl-v1-base",
+}  # fmt: skip
+
+
+def find_model(name: str, *, prediction: str | None = None, tokenizer: str | None = None) -> Base | ControlNet:
+    """What a folder or file is, a base or a ControlNet; any other kind is refused by its name."""
+    from pathlib import Path
+
+    path = Path(name).expanduser()
+    if path.is_file():
+        kind = detect.kind_of(read_tensors(path))
+        if kind not in (detect.BASE, detect.CONTROLNET, detect.DIFFUSERS_CONTROLNET):
+            raise RequestError(f"{name} is: {kind}; expected a base or a ControlNet")
+        is_base = kind == detect.BASE
+    else:
+        is_base = not (path / "config.json").is_file()
+    if is_base:
+        return find_base(name, prediction=prediction, tokenizer=tokenizer)
+    if prediction or tokenizer:
+        raise RequestError(
+            f"{name} is a ControlNet, for which --prediction and --tokenizer mean nothing; leave them out"
+        )
+    return find_controlnet(name)
+
+
+def to_diffusers(model: Base | ControlNet, out: Path) -> None:
+    """Write a model that is a single file as a folder in diffusers' layout."""
+    _need_free(out)
+    if isinstance(model, FileControlNet):
+        with atomic_folder(out) as folder:
+            _write_component(folder, "controlnet", model.config, model.tensors(), f"ControlNet {model.name!r}")
+            if model.condition:
+                (folder / NOTES).write_text(json.dumps({"condition": model.condition}, indent=2) + "\n")
+    elif isinstance(model, FileBase):
+        with atomic_folder(out) as folder:
+            _write_base(folder, model)
+    else:
+        raise RequestError(f"{model.name} is in diffusers' layout already; expected a single file")
+
+
+def to_webui(model: Base | ControlNet, out: Path) -> None:
+    """Write a model that is a folder in diffusers' layout, or has diffusers' names, as one file under LDM's names."""
+    _need_free(out)
+    if isinstance(model, Base):
+        if isinstance(model, FileBase):
+            raise RequestError(f"{model.name} is a single file already; expected a folder in diffusers' layout")
+        tensors, metadata = _base_file(model)
+    else:
+        if isinstance(model, FileControlNet) and model.ldm:
+            raise RequestError(f"{model.name} has the names of webuis already; expected diffusers' layout")
+        tensors, metadata = _controlnet_file(model)
+    from safetensors.torch import save_file
+
+    with atomic_path(out) as unfinished:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata=metadata)
+
+
+def layout_of(base: Base) -> Layout:
+    """Which of the original layouts a base has, by the structure of its UNet."""
+    if base.is_xl:
+        return "SDXL"
+    return "SD 2.x" if base.unet.get("use_linear_projection") else "SD 1.x"
+
+
+def folder_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights in a component's folder: one file, or the several that an index names."""
+    for stem in _STEMS:
+        for ending in ("safetensors", "bin", "fp16.safetensors"):
+            index = folder / f"{stem}.{ending}.index.json"
+            if index.is_file():
+                names = sorted(set(read_json(index)["weight_map"].values()))
+            elif (folder / f"{stem}.{ending}").is_file():
+                names = [f"{stem}.{ending}"]
+            else:
+                continue
+            return {key: value for name in names for key, value in read_tensors(folder / name).items()}
+    raise RequestError(f"{folder} holds no weights; the folder is no whole copy of a model")
+
+
+def _need_free(out: Path) -> None:
+    if out.exists():
+        raise RequestError(f"{out} exists; choose another name, or remove it")
+
+
+def _write_base(folder: Path, base: FileBase) -> None:
+    import diffusers
+
+    components = [name for name in base.index if not name.startswith("_") and isinstance(base.index[name], list)]
+    for component in components:
+        if component == "scheduler":
+            _write_json(folder / component / "scheduler_config.json", base.scheduler)
+        elif component.startswith("tokenizer"):
+            base.load(component).save_pretrained(folder / component)
+        else:
+            config, what = base.contents.configs[component], f"base {base.name!r}"
+            _write_component(folder / component, component, config, base.contents.tensors(component), what)
+    index = {"_diffusers_version": diffusers.__version__, "feature_extractor": [None, None], **base.index}
+    if not base.is_xl:
+        index |= {"safety_checker": [None, None], "requires_safety_checker": False}
+    _write_json(folder / "model_index.json", dict(sorted(index.items())))
+
+
+def _write_component(
+    folder: Path, component: str, config: dict[str, Any], tensors: dict[str, torch.Tensor], what: str
+) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    model = empty_model(component, config)
+    fitted(model, tensors, what)
+    if component.startswith("text_encoder"):
+        stem = "model"
+        model.config.architectures = [type(model).__name__]
+        model.config.dtype = "float32"  # transformers loads in the precision that is named here
+        model.config.save_pretrained(folder)
+    else:
+        stem = _WEIGHTS
+        model.save_config(folder)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, folder / f"{stem}.safetensors", metadata={"format": "pt"})
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _base_file(base: Base) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    import torch
+
+    layout = layout_of(base)
+    tensors = _prefixed(detect.UNET_PREFIX, unet_to_ldm(folder_tensors(base.folder / "unet"), base.unet))
+    tensors |= _prefixed(VAE_PREFIX, vae_to_ldm(folder_tensors(base.folder / "vae"), base.vae))
+    configs: dict[str, Any] = {"unet": base.unet, "vae": base.vae, "scheduler": base.scheduler}
+    for component, prefix in TEXT_PREFIXES[layout].items():
+        ours = folder_tensors(base.folder / component)
+        open_clip = prefix.endswith(".model.")
+        tensors |= _prefixed(prefix, text_to_open_clip(ours) if open_clip else text_from_transformers(ours))
+        configs[component] = read_json(base.folder / component / "config.json")
+        tokenizer = component.replace("text_encoder", "tokenizer")
+        configs[tokenizer] = {"pad_token": str(base.load(tokenizer).pad_token)}
+    if base.is_xl:
+        configs["model_index"] = {"force_zeros_for_empty_prompt": base.index.get("force_zeros_for_empty_prompt", True)}
+    architecture = _ARCHITECTURES[layout]
+    if base.prediction_type == "v_prediction":
+        architecture = architecture.replace("v2-512", "v2-768-v")
+        tensors["v_pred"] = torch.zeros(0)
+        if base.scheduler.get("rescale_betas_zero_snr"):
+            tensors["ztsnr"] = torch.zeros(0)
+    if base.inpaints:
+        architecture = architecture.removesuffix("-512") + "-inpainting"
+    prediction = {"epsilon": "epsilon", "v_prediction": "v"}.get(base.prediction_type)
+    return tensors, {
+        **_modelspec(architecture, base.folder.name, f"{base.native_size}x{base.native_size}"),
+        **({"modelspec.prediction_type": prediction} if prediction else {}),
+        CONFIGS: json.dumps(configs),
+    }
+
+
+def _controlnet_file(net: ControlNet) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    ours = net.tensors() if isinstance(net, FileControlNet) else folder_tensors(net.folder)
+    if net.config.get("addition_embed_type") == "text_time":
+        layout: Layout = "SDXL"
+    else:
+        layout = "SD 2.x" if net.config.get("use_linear_projection") else "SD 1.x"
+    metadata = {
+        **_modelspec(f"{_ARCHITECTURES[layout]}/controlnet", net.folder.name, None),
+        CONFIGS: json.dumps({"controlnet": net.config}),
+    }
+    if net.condition:
+        metadata |= {CONDITION: net.condition, "modelspec.preprocessor": net.condition}
+    return _prefixed("control_model.", controlnet_to_ldm(ours, net.config)), metadata
+
+
+def _modelspec(architecture: str, title: str, resolution: str | None) -> dict[str, str]:
+    """What model managers read."""
+    return {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.architecture": architecture,
+        "modelspec.title": title,
+        **({"modelspec.resolution": resolution} if resolution else {}),
+    }
+
+
+def _prefixed(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
