@@ -89,6 +89,14 @@ def trained(dataset, tmp_path_factory) -> Path:
     from controlkit.cli.main import main
 
     run = tmp_path_factory.mktemp("runs") / "run"
-    settings = ["steps=4", "batch_size=2", "lr=1e-3", "checkpoint_every=2", "samples.count=2", "samples.steps=2"]
+    settings = [
+        "base=random-sd15",
+        "steps=4",
+        "batch_size=2",
+        "lr=1e-3",
+        "checkpoint_every=2",
+        "samples.count=2",
+        "samples.steps=2",
+    ]
     assert main(["train", f"data.path={dataset}", f"output={run}", *settings, "samples.every=4", "--quiet"]) == 0
     return run

@@ -128,8 +128,11 @@ def test_every_shipped_config_is_read_and_opens_with_its_command(name):
     assert file.read_text(encoding="utf-8").splitlines()[0] == f"# {command} --config {name}"
 
 
-def test_the_defaults_are_those_of_the_first_config():
-    assert build(TrainConfig, shipped_configs()["circles"]) == TrainConfig()
+def test_the_first_config_is_for_the_small_base_and_the_defaults_are_not():
+    """Steps of that size would tear a base of full size apart."""
+    first, plain = build(TrainConfig, shipped_configs()["circles"]), TrainConfig()
+    assert first.base == plain.base == "toybox"
+    assert plain.lr < first.lr / 10
 
 
 def test_bad_training_values_are_refused():

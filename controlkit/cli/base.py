@@ -114,7 +114,7 @@ def sample(
 
 
 @command.command("eval")
-@click.option("--base", "base_name", help="An embedded name, a folder or a hub id.  [default: the embedded base]")
+@click.option("--base", "base_name", help="An embedded name, a folder or a hub id.  [default: toybox]")
 @click.option("--world", default="rooms", show_default=True, help="Whose captions: circles or rooms.")
 @click.option(
     "--num", default=500, show_default=True, type=click.IntRange(2), help="Captions, of scenes never trained on."

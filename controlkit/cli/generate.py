@@ -21,7 +21,8 @@ if TYPE_CHECKING:
               help="The ControlNet for it: a folder, a file or a hub id.")  # fmt: skip
 @click.option("--prompt", default="", help="What to paint.")
 @click.option("--negative", default="", help="What not to paint.")
-@click.option("--base", metavar="BASE", help="A folder, a file (.safetensors, .ckpt) or a hub id of SD 1.x, 2.x, SDXL.")
+@click.option("--base", metavar="BASE",
+              help="SD 1.x, 2.x or SDXL: a folder, .safetensors, .ckpt or hub id.  [default: toybox]")  # fmt: skip
 @click.option("--prediction", type=click.Choice(["epsilon", "v_prediction", "sample"]),
               help="What the base predicts.  [default: what it says, else a guess, which is said]")  # fmt: skip
 @click.option("--tokenizer", metavar="FOLDER_OR_ID", help="For a base in a file.  [default: one that lies near]")
@@ -75,9 +76,7 @@ def command(
         )
     if base is None:
         base = DEFAULT_BASE
-        output.say(
-            f"base: {base}, a tiny one with random weights, which paints noise; a real one: --base FOLDER_FILE_OR_ID"
-        )
+        output.say(f"base: {base}, a small one that knows drawn scenes alone; a real one: --base FOLDER_FILE_OR_ID")
     if seed is None:
         seed = secrets.randbelow(2**31)
         output.say(f"seed: {seed}")

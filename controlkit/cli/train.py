@@ -11,6 +11,8 @@ from controlkit.cli.output import common_options
 if TYPE_CHECKING:
     from controlkit.cli.output import Output
 
+FIRST_CONFIG = "circles"
+
 
 @click.command()
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]…")
@@ -26,16 +28,21 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
     """Train a ControlNet, in one process.
 
     On several GPUs or machines: `accelerate launch train_controlnet.py` with the same arguments. KEY=VALUE overrides
-    the config, e.g. `data.path=data lr=2e-5 steps=20000`; `--dry-run` prints all there are.
+    the config, e.g. `data.path=data lr=2e-5 steps=20000`; `--dry-run` prints all there are. With neither --config nor
+    base=, the config `circles` serves: a first run of some minutes on the base that comes with the package.
     """
     import controlkit.toybox.register  # noqa: F401  (its worlds can be named as data.path)
     from controlkit.cli.output import Output
     from controlkit.config import build, find_config, to_dict, to_yaml
     from controlkit.data.rows import read_datasets
-    from controlkit.models.bases import find_base
+    from controlkit.models.bases import DEFAULT_BASE, find_base
     from controlkit.processes import Processes
     from controlkit.training.config import TrainConfig, check_against_base
 
+    notes = []
+    if config_name is None and not any(setting.startswith("base=") for setting in settings):
+        config_name = FIRST_CONFIG
+        notes.append(f"config: {config_name}, made for the small base {DEFAULT_BASE}; yours: base=FOLDER_OR_HUB_ID")
     config = build(TrainConfig, find_config(config_name) if config_name else None, settings)
     if dry_run:
         from controlkit.training.plan import describe, plan
@@ -45,8 +52,8 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
         rows = read_datasets(config.data.path, config.data.condition, maps=config.data.maps, say=output.say)
         expected = plan(config, base, len(rows), Processes.launched().count)
         data = to_dict(config) | {"rows": len(rows), "family": base.family, "plan": expected}
-        notes = [f"{len(rows)} rows · {base.family} · nothing was trained", *describe(expected).splitlines()]
-        output.answer(to_yaml(config) + "\n".join(f"# {note}" for note in notes), data)
+        told = [f"{len(rows)} rows · {base.family} · nothing was trained", *describe(expected).splitlines()]
+        output.answer(to_yaml(config) + "\n".join(f"# {note}" for note in told), data)
         return 0
 
     from train_controlnet import train
@@ -54,8 +61,15 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
     processes = Processes.launched()
     if not processes.first:
         output = Output(quiet=True)
+
+    def say(text: str) -> None:
+        """The note comes before the first thing that is said: not before a refusal, which is one line."""
+        while notes:
+            output.say(notes.pop())
+        output.say(text)
+
     with output.progress("train", "steps") as progress:
-        folder = train(config, resume=resume, say=output.say, progress=progress)
+        folder = train(config, resume=resume, say=say, progress=progress)
     if processes.first:
         result = {"run": str(folder), "controlnet": str(folder / "controlnet"), "steps": config.steps}
         text = f"{folder / 'controlnet'} is ready; look at {folder / 'samples'} and {folder / 'README.md'}"

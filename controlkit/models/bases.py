@@ -20,7 +20,7 @@ from controlkit.models.random_base import RANDOM_BASES, random_base
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DEFAULT_BASE = "random-sd15"
+DEFAULT_BASE = "toybox"
 
 _KNOWN_FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
 

@@ -1,11 +1,7 @@
 """`controlkit annotate` with a depth network of the true architecture, small and random, beside canny."""
 
 import json
-import random
 import shutil
-import subprocess
-import sys
-import time
 
 import cv2
 import numpy as np
@@ -163,28 +159,3 @@ def test_depth_with_16_bits_by_a_true_network(weights, tmp_path):
         made = np.asarray(Image.open(folder / f"conditions/depth16/{number:03d}.png.png"))
         share = (expected - expected.min()) / np.ptp(expected)
         assert np.abs(made - share * 65535).max() <= 2  # rounding of float32
-
-
-@pytest.mark.slow
-def test_killed_ten_times_it_ends_as_an_unbroken_run(weights, tmp_path):
-    """SIGKILL at random moments; 500 scenes."""
-    broken, whole = tmp_path / "broken", tmp_path / "whole"
-    assert main(["toybox", "make", str(broken), "--world", "rooms", "--count", "500", "--type", "canny"]) == 0
-    shutil.rmtree(broken / "conditions")
-    shutil.copytree(broken, whole)
-    begun = time.monotonic()
-    command = [sys.executable, "-m", "controlkit", *arguments(broken, weights)]
-    subprocess.run([*command[:3], *arguments(whole, weights)], check=True)
-    needed = time.monotonic() - begun
-    chance, killed = random.Random(0), 0
-    for _ in range(10):
-        process = subprocess.Popen(command)
-        try:
-            process.wait(timeout=chance.uniform(0.3, 1.0) * needed)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            killed += 1
-    assert killed > 0
-    assert main(arguments(broken, weights)) == 0
-    assert tree(broken) == tree(whole)

@@ -55,7 +55,7 @@ def strong_net(base_name, folder, seed=0, condition="canny"):
 def nets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nets")
     return {
-        **{name: strong_net(name, folder / name) for name in ("random-sd15", "random-sd21", "random-sdxl")},
+        **{name: strong_net(name, folder / name) for name in ("toybox", "random-sd15", "random-sd21", "random-sdxl")},
         "second": strong_net("random-sd15", folder / "second", seed=1),
         "untyped": strong_net("random-sd15", folder / "untyped", condition=None),
     }
@@ -212,9 +212,9 @@ def test_json_answers_with_one_object(nets, edge, tmp_path, capsys):
 
 
 def test_without_a_base_the_one_that_comes_with_the_package_serves_and_says_so(nets, edge, tmp_path, capsys):
-    arguments = ["--controlnet", nets["random-sd15"], "--control", edge, "--seed", 1, "--steps", 1]
+    arguments = ["--controlnet", nets["toybox"], "--control", edge, "--seed", 1, "--steps", 1]
     assert main(["generate", *map(str, arguments), "--out", str(tmp_path / "o.png")]) == 0
-    assert "a real one: --base FOLDER_OR_HUB_ID" in capsys.readouterr().err
+    assert "a real one: --base FOLDER_FILE_OR_ID" in capsys.readouterr().err
 
 
 # Sizes

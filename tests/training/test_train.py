@@ -11,7 +11,7 @@ from diffusers import ControlNetModel
 from PIL import Image
 
 from controlkit.cli.main import main
-from controlkit.config import build
+from controlkit.config import build, shipped_configs
 from controlkit.models.bases import find_base
 from controlkit.models.random_base import build_random_base
 from controlkit.training.checkpoints import newest_checkpoint
@@ -19,7 +19,7 @@ from controlkit.training.config import TrainConfig
 from controlkit.training.run import RunError
 from tests.launcher import ROOT, launch_two, run
 
-SETTINGS = ["steps=4", "batch_size=2", "lr=1e-3", "checkpoint_every=2", "samples.every=0"]
+SETTINGS = ["base=random-sd15", "steps=4", "batch_size=2", "lr=1e-3", "checkpoint_every=2", "samples.every=0"]
 
 
 def train(dataset, output, *settings, code=0):
@@ -181,14 +181,17 @@ def test_two_processes_train_as_one_does(dataset, tmp_path):
 
 
 def test_accelerate_launch_without_arguments_trains(tmp_path):
-    """On the drawn world, with the base that comes with the package."""
+    """On a drawn world, with the base and by the config that come with the package."""
     script = str(ROOT / "train_controlnet.py")
     done = run("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "circles"
     ControlNetModel.from_pretrained(folder / "controlnet")
-    assert len(metrics(folder).splitlines()) == TrainConfig().steps
-    assert (folder / "samples" / "step-000100.png").exists()
+    config = build(TrainConfig, folder / "config.yaml")
+    assert config == build(TrainConfig, shipped_configs()["circles"])
+    assert config.base == "toybox"
+    assert len(metrics(folder).splitlines()) == config.steps
+    assert (folder / "samples" / f"step-{config.steps:06d}.png").exists()
 
 
 def test_dry_run_prints_the_resolved_config_and_trains_nothing(dataset, tmp_path, capsys):
@@ -196,9 +199,8 @@ def test_dry_run_prints_the_resolved_config_and_trains_nothing(dataset, tmp_path
     assert main(["train", f"data.path={dataset}", f"output={output}", "lr=2e-5", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     (tmp_path / "c.yaml").write_text(printed)
-    assert build(TrainConfig, tmp_path / "c.yaml") == build(
-        TrainConfig, None, [f"data.path={dataset}", f"output={output}", "lr=2e-5"]
-    )
+    given = [f"data.path={dataset}", f"output={output}", "lr=2e-5"]
+    assert build(TrainConfig, tmp_path / "c.yaml") == build(TrainConfig, shipped_configs()["circles"], given)
     assert not output.exists()
     assert main(["train", f"data.path={dataset}", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 24
@@ -213,7 +215,7 @@ def test_dry_run_prints_the_resolved_config_and_trains_nothing(dataset, tmp_path
         (["lrr=1"], "unknown setting 'lrr': did you mean 'lr'?"),
         (["lr=high"], "lr=high: expected a number"),
         (
-            ["data.resolution=70"],
+            ["base=random-sd15", "data.resolution=70"],
             "data.resolution=70 is not a multiple of 8 (this base's VAE divides by it); use 64 or 72",
         ),
         (["base=random-sd15-9ch"], "is an inpainting base"),
