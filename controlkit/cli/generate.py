@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 @click.option("--prediction", type=click.Choice(["epsilon", "v_prediction", "sample"]),
               help="What the base predicts.  [default: what it says, else a guess, which is said]")  # fmt: skip
 @click.option("--tokenizer", metavar="FOLDER_OR_ID", help="For a base in a file.  [default: one that lies near]")
+@click.option("--lora", "loras", multiple=True, metavar="FILE[@WEIGHT]",
+              help="A LoRA, LoCon, LoHa or LoKr of any tool; more than one add up.")  # fmt: skip
 @click.option("--sampler", default="dpmpp_2m_karras", show_default=True, help="How the noise is removed.")
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
 @click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
@@ -47,6 +49,7 @@ def command(
     base: str | None,
     prediction: str | None,
     tokenizer: str | None,
+    loras: tuple[str, ...],
     sampler: str,
     steps: int,
     cfg: float,
@@ -69,6 +72,7 @@ def command(
     from controlkit.generation.request import Control, Net, Request, parse_size
     from controlkit.generation.settings import encode_picture
     from controlkit.models.bases import DEFAULT_BASE
+    from controlkit.models.formats.lora import Lora
 
     if not controlnets:
         raise RequestError(
@@ -88,6 +92,7 @@ def command(
         base=base,
         prediction=prediction,
         tokenizer=tokenizer,
+        loras=tuple(Lora.parse(text) for text in loras),
         sampler=sampler,
         steps=steps,
         cfg=cfg,

@@ -13,6 +13,7 @@ from controlkit.generation.controls import choose_size, fit_map, read_map
 from controlkit.generation.settings import library_versions, weights_sha256
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
+from controlkit.models.formats.lora import apply_loras, plan_loras
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,6 +62,7 @@ def generate(
                 f"{type}; choose a map or a ControlNet of the other's type"
             )
         maps.append(control_map)
+    loras = plan_loras(base, request.loras, say)
     scheduler = make_sampler(request.sampler, base.scheduler, steps=request.steps)
     size = choose_size(request.size, maps, base, say)
     fitted = [fit_map(control_map, size, say) for control_map in maps]
@@ -71,7 +73,9 @@ def generate(
     from controlkit.generation.pipelines import control_pipeline, load_parts
 
     nets = [net.load(torch_dtype=dtype).to(device).eval() for net in controlnets]
-    pipeline = control_pipeline(base, load_parts(base, dtype=dtype, device=device), nets, scheduler)
+    parts = load_parts(base, dtype=dtype, device=device)
+    apply_loras(parts, loras)
+    pipeline = control_pipeline(base, parts, nets, scheduler)
 
     def of_each(values: list[float]) -> Any:
         """One ControlNet takes a number, several take a list."""
@@ -99,6 +103,10 @@ def generate(
             "prediction": base.prediction_type,
             "tokenizer": request.tokenizer,
         },
+        "loras": [
+            {"file": str(lora.file), "weight": lora.weight, "sha256": weights_sha256(lora.file.expanduser())}
+            for lora in request.loras
+        ],
         "controls": [
             {
                 **asdict(control_map.control),

@@ -10,6 +10,7 @@ from annotators import ANNOTATORS
 from controlkit.diffusion.samplers import SAMPLERS
 from controlkit.errors import RequestError, known
 from controlkit.models.bases import DEFAULT_BASE
+from controlkit.models.formats.lora import Lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ class Request:
     base: str = DEFAULT_BASE
     prediction: str | None = None  # what the base predicts, where neither it nor its family tells; None: they do
     tokenizer: str | None = None  # for a base in a single file; None: one that lies near
+    loras: tuple[Lora, ...] = ()
     sampler: str = "dpmpp_2m_karras"
     steps: int = 20
     cfg: float = 7.5

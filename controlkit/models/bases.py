@@ -92,6 +92,10 @@ class Base:
     def prediction_type(self) -> str:
         return str(self.scheduler.get("prediction_type", "epsilon"))
 
+    def config(self, component: str) -> dict[str, Any]:
+        """Of a network: "unet", "vae", "text_encoder", …"""
+        return read_json(self.folder / component / "config.json")
+
     def load(self, component: str, **options: Any) -> Any:
         """One component: "unet", "vae", "text_encoder", "tokenizer", "scheduler", … by the class the base names."""
         quiet_libraries()

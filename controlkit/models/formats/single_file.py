@@ -97,6 +97,9 @@ class FileBase(Base):
             f"are noise or washed out, say --prediction (in a training base_prediction=)"
         ]
 
+    def config(self, component: str) -> dict[str, Any]:
+        return self.contents.configs[component]
+
     def load(self, component: str, **options: Any) -> Any:
         quiet_libraries()
         if component.startswith("tokenizer"):
