@@ -9,24 +9,35 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from controlkit.config import to_dict
 from controlkit.data.rows import find_datasets, held_out, read_dataset
 from controlkit.errors import RequestError
 from controlkit.files import atomic_write_text
 from controlkit.generation.pipelines import control_pipeline, load_parts
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import make_controlnet, save_controlnet
+from controlkit.models.webui import save_webui
 from controlkit.processes import Processes
 from controlkit.training.batches import ControlRows, make_batches
-from controlkit.training.card import model_card
+from controlkit.training.card import CURVES, model_card
 from controlkit.training.checkpoints import State, drop_old_checkpoints, load_checkpoint, save_checkpoint
 from controlkit.training.config import RESUMED_WITH, TrainConfig, check_against_base, resolution
+from controlkit.training.curves import draw_curves
+from controlkit.training.guard import Guard
+from controlkit.training.handover import push_to_hub
+from controlkit.training.launch import make_accelerator
 from controlkit.training.objective import Models, control_loss
+from controlkit.training.reports import make_reports
 from controlkit.training.run import Run, StepLog, due
-from controlkit.training.samples import sample_grid, save_png
+from controlkit.training.samples import prepare_samples, sample_grid, save_png
+from controlkit.training.stopping import Stopper, leave
+from controlkit.training.telemetry import Telemetry, choose_watched, read_map_facts
+from controlkit.training.watch import Watch
 
 
 def train(
@@ -37,8 +48,6 @@ def train(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Train as the config says and return the run's folder. `say` and `progress` are called on the first process."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
     from diffusers import DDPMScheduler
 
     # Everything that can be refused is refused before a weight is loaded.
@@ -52,10 +61,7 @@ def train(
     if not learned:
         raise RequestError(f"data.path={config.data.path}: all {len(rows)} rows are held out; lower data.held_out")
     processes = Processes.launched()
-    AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
-    )
+    accelerator = make_accelerator(config.mixed_precision, config.gradient_accumulation)
     run = Run(config, RESUMED_WITH, resume=resume)
     accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked into it
 
@@ -96,7 +102,6 @@ def train(
         pin=accelerator.device.type == "cuda",
     )
     rows_a_step = config.batch_size * config.gradient_accumulation * processes.count
-    shown = (kept_back + learned)[: config.samples.count]
 
     if processes.first:
         run.begin(state.step)
@@ -104,13 +109,31 @@ def train(
         say(f"{len(learned)} rows, {rows_a_step} a step; {trainable / 1e6:.1f} M parameters learn on {base.family}")
         if state.step:
             say(f"resumed at step {state.step} from {run.checkpoint}")
-    log = StepLog(run, accelerator)
+        run.reports = make_reports(config.report_to, run.folder, state.step, to_dict(config))
+    tell = say if processes.first else (lambda text: None)
+
+    # What tells whether it works: looks at held-out rows, and sample grids.
+    looks_every = config.watch.interval(rows_a_step)
+    watch = None
+    if looks_every:
+        watched = choose_watched(kept_back, learned, config.watch.rows, tell)
+        watch = Watch(
+            models, own, data, watched, batch_size=config.batch_size, processes=processes, accelerator=accelerator
+        )
+    maps = read_map_facts(data, learned, config.data.condition, processes)
+    telemetry = Telemetry(run, config, watch, maps, tell, first=processes.first)
+    shown, judge = prepare_samples(config, data, kept_back + learned, tell)
+
+    log = StepLog(run, accelerator, Guard(**state.guard))
     step, rows_seen = state.step, state.rows_seen
     if processes.first:
         progress(step, config.steps)
 
+    stopper = Stopper(accelerator, max_minutes=config.max_minutes, ask_every=config.log_every, say=tell)
+    stopped = None
+
     # The loop.
-    for batch in batches:
+    for batch in stopper.over(batches):
         batch = batch.to(accelerator.device)
         with accelerator.accumulate(controlnet):
             loss = control_loss(models, batch)
@@ -130,37 +153,54 @@ def train(
         log.end_step(step, lr, grad_norm)
         if processes.first:
             progress(step, config.steps)
-        intervals = {"log": config.log_every, "save": config.checkpoint_every, "sample": config.samples.every}
-        now = due(step, step == config.steps, intervals)
+        finished = step == config.steps
+        stopped = None if finished else stopper.reason(step)
+        now = due(step, finished or stopped is not None, {"log": config.log_every, "save": config.checkpoint_every})
+        now |= due(step, finished, {"look": looks_every, "sample": config.samples.every})
         if not now:
             continue
 
-        # Log: before a checkpoint too, so that a resumed run finds every step that it does not make again.
+        # What is written for this step stands before its checkpoint, so that a resumed run finds all that it does not
+        # make again.
         log.flush(rows_a_step)
+        if "look" in now:
+            telemetry.look(step)
+        if "sample" in now:
+            painted = sample_grid(models, own, shown, judge, config.samples, config.seed, processes)
+            if painted is not None:
+                sheet, score = painted
+                save_png(run.folder / "samples" / f"step-{step:06d}.png", sheet)
+                telemetry.fidelity(step, score)
 
         # Save a checkpoint.
         if "save" in now:
             if processes.first:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-                save_checkpoint(run.checkpoints, State(step, rows_seen, scaler), {"controlnet": own}, optimizer)
+                now_at = State(step, rows_seen, scaler, asdict(log.guard), log.guard.calm)
+                save_checkpoint(run.checkpoints, now_at, {"controlnet": own}, optimizer)
                 drop_old_checkpoints(run.checkpoints, config.keep_checkpoints)
             accelerator.wait_for_everyone()
-
-        # Paint samples.
-        if "sample" in now:
-            sheet = sample_grid(models, own, data, shown, config.samples, config.seed, processes)
-            if sheet is not None:
-                save_png(run.folder / "samples" / f"step-{step:06d}.png", sheet)
         log.restart_clock()
+        if stopped:
+            break
 
-    # Hand over.
-    if processes.first:
+    # Hand over, or leave.
+    if processes.first and stopped in (None, "time"):
         notes = {"condition": config.data.condition, "base": config.base, "step": step}
         save_controlnet(own, run.folder / "controlnet", notes)
+        if config.save_webui:
+            save_webui(own.state_dict(), own.config, run.folder / f"control_{config.data.condition}.safetensors", notes)
         samples = sorted((run.folder / "samples").glob("step-*.png"))
-        atomic_write_text(run.folder / "README.md", model_card(config, base, len(learned), run.metrics(), samples))
+        metrics = run.metrics()
+        if (curves := draw_curves(metrics)) is not None:
+            save_png(run.folder / CURVES, curves)
+        atomic_write_text(run.folder / "README.md", model_card(config, base, len(learned), metrics, samples))
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if config.push_to_hub and processes.first and stopped is None:  # when nobody waits for it
+        say(f"uploaded to {push_to_hub(run.folder, config.push_to_hub)}")
+    if stopped:
+        leave(stopped, step, config.steps, config.max_minutes, tell)
     return run.folder
 
 

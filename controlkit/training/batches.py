@@ -14,6 +14,7 @@ from annotators import ANNOTATORS
 from annotators.contract import resize_map
 from controlkit.data.pictures import cover, read_picture, resize_picture
 from controlkit.training.draws import generator, positions, uniform
+from controlkit.training.stopping import stay_for_the_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -135,6 +136,7 @@ def make_batches(
         num_workers=workers,
         pin_memory=pin,
         multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=stay_for_the_parent,
     )
 
 

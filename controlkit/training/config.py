@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from controlkit.diffusion.samplers import SAMPLERS, make_sampler
 from controlkit.errors import RequestError, known
 from controlkit.models.bases import DEFAULT_BASE
+from controlkit.training.reports import check_report_to
+from controlkit.training.watch_config import WatchConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +46,8 @@ class SampleConfig:
     steps: int = 20
     cfg: float = 7.5
     sampler: str = "dpmpp_2m_karras"
+    maps: tuple[str, ...] = ()  # files: control maps of your own, painted below the rows of the dataset
+    prompts: tuple[str, ...] = ()  # one for each of them
 
     def problems(self) -> Iterator[str]:
         if self.every < 0:
@@ -51,6 +56,11 @@ class SampleConfig:
             yield f"samples.count={self.count}, samples.steps={self.steps}: expected at least 1"
         if self.sampler not in SAMPLERS:
             yield f"samples.sampler={self.sampler}: {known(self.sampler, SAMPLERS)}"
+        if len(self.maps) != len(self.prompts):
+            yield f"samples.maps names {len(self.maps)} files, samples.prompts has {len(self.prompts)}: one for each"
+        for name in self.maps:
+            if not Path(name).expanduser().is_file():
+                yield f"samples.maps: there is no file {name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +68,7 @@ class TrainConfig:
     base: str = DEFAULT_BASE  # embedded name, folder or hub id
     data: DataConfig = field(default_factory=DataConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     output: str = "runs/circles"
     steps: int = 100  # steps of the optimizer
     batch_size: int = 4  # rows a process and forward pass
@@ -72,6 +83,11 @@ class TrainConfig:
     log_every: int = 10
     checkpoint_every: int = 50
     keep_checkpoints: int = 3  # the newest ones; older go after a newer one is safe
+    max_minutes: float | None = None  # stop behind a checkpoint after so long; --resume goes on
+    # Where the figures go beside metrics.jsonl; auto: TensorBoard, where it is installed.
+    report_to: Literal["auto", "none", "tensorboard", "wandb", "all"] = "auto"
+    save_webui: bool = False  # the result as one .safetensors for webui and ComfyUI too
+    push_to_hub: str | None = None  # OWNER/NAME: upload the result there at the end; null: nothing leaves the machine
 
     def problems(self) -> Iterator[str]:
         for name in (
@@ -90,6 +106,10 @@ class TrainConfig:
         for name in ("weight_decay", "warmup_steps"):
             if (value := getattr(self, name)) < 0:
                 yield f"{name}={value}: expected 0 or more"
+        if self.max_minutes is not None and self.max_minutes < 0:
+            yield f"max_minutes={self.max_minutes:g}: expected 0 or more, or null"
+        if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
+            yield f"push_to_hub={self.push_to_hub}: expected OWNER/NAME, or null"
         if not 0 <= self.prompt_dropout <= 1:
             yield f"prompt_dropout={self.prompt_dropout}: expected a share from 0 to 1"
 
@@ -101,6 +121,7 @@ def resolution(config: TrainConfig, base: Base) -> int:
 
 def check_against_base(config: TrainConfig, base: Base) -> None:
     """What only the base's configs can tell; refused with all that is wrong, before a weight is loaded."""
+    check_report_to(config.report_to)
     problems = []
     size, factor = resolution(config, base), base.vae_factor
     if size % factor:
