@@ -9,30 +9,41 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from controlkit.config import to_dict
 from controlkit.data.rows import held_out, read_datasets
 from controlkit.errors import RequestError
 from controlkit.files import atomic_write_text
 from controlkit.generation.pipelines import control_pipeline, load_parts
 from controlkit.models.bases import find_base
-from controlkit.models.controlnets import begin_controlnet
+from controlkit.models.controlnets import ControlNet, begin_controlnet
+from controlkit.models.formats.convert import save_webui
 from controlkit.processes import Processes
 from controlkit.training.batches import ControlRows, make_batches, rows_to_come
 from controlkit.training.cache import cache_rows
-from controlkit.training.card import model_card
+from controlkit.training.card import CURVES, model_card
 from controlkit.training.checkpoints import State, drop_old_checkpoints, load_checkpoint, save_checkpoint
 from controlkit.training.config import RESUMED_WITH, TrainConfig, check_against_base, resolution
+from controlkit.training.curves import draw_curves
 from controlkit.training.encoders import let_encoders_rest
+from controlkit.training.guard import Guard
+from controlkit.training.handover import push_to_hub
+from controlkit.training.launch import make_accelerator
 from controlkit.training.learned import Learned, save_result
 from controlkit.training.objective import Models, control_loss
 from controlkit.training.optimizers import learning_rate, make_optimizer
+from controlkit.training.reports import make_reports
 from controlkit.training.run import Run, StepLog, due
-from controlkit.training.samples import sample_grid, save_png
+from controlkit.training.samples import prepare_samples, sample_grid, save_png
 from controlkit.training.speed import choose_arithmetic, compiled, lay_out, precision
+from controlkit.training.stopping import Stopper, leave
+from controlkit.training.telemetry import Telemetry, choose_watched, read_map_facts
+from controlkit.training.watch import Watch
 
 
 def train(
@@ -43,9 +54,6 @@ def train(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Train as the config says and return the run's folder. `say` and `progress` are called on the first process."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs
     from diffusers import DDPMScheduler
 
     # Everything that can be refused is refused before a weight is loaded.
@@ -59,14 +67,8 @@ def train(
     learned = [row for row in rows if not held_out(row.content, config.data.held_out)]
     if not learned:
         raise RequestError(f"data.path={config.data.path}: all {len(rows)} rows are held out; lower data.held_out")
-    AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
     choose_arithmetic(config)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        # Gradients live in the buffers that are sent, rather than a second time beside them.
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-    )
+    accelerator = make_accelerator(config.mixed_precision, config.gradient_accumulation)
     run = Run(config, RESUMED_WITH, resume=resume)
     accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked into it
 
@@ -112,14 +114,12 @@ def train(
         made = cache_rows(data, to_come, models, processes, dataset=config.data.path, say=say)
         if processes.first:
             say("cache: " + ", ".join(f"{count} {kind}" for kind, count in made.items()) + " made, the rest found")
-        let_encoders_rest(pipeline, accelerator.device)
     batches = make_batches(
         data,
         **span,
         workers=config.data.workers,
         pin=accelerator.device.type == "cuda",
     )
-    shown = (kept_back + learned)[: config.samples.count]
 
     if processes.first:
         run.begin(state.step)
@@ -127,13 +127,39 @@ def train(
         say(f"{len(learned)} rows, {rows_a_step} a step; {trainable / 1e6:.1f} M parameters learn on {base.family}")
         if state.step:
             say(f"resumed at step {state.step} from {run.checkpoint}")
-    log = StepLog(run, accelerator)
+        run.reports = make_reports(config.report_to, run.folder, state.step, to_dict(config))
+    tell = say if processes.first else (lambda text: None)
+
+    # What tells whether it works: looks at held-out rows, and sample grids.
+    looks_every = config.watch.interval(rows_a_step)
+    watch = None
+    if looks_every:
+        watched = choose_watched(kept_back, learned, config.watch.rows, tell)
+        watch = Watch(
+            models,
+            nets.result(),
+            data,
+            watched,
+            batch_size=config.batch_size,
+            processes=processes,
+            accelerator=accelerator,
+        )
+    maps = read_map_facts(data, learned, config.data.condition, processes)
+    telemetry = Telemetry(run, config, watch, maps, tell, first=processes.first)
+    shown, judge = prepare_samples(config, data, kept_back + learned, tell)
+    if config.cache == "disk":
+        let_encoders_rest(pipeline, accelerator.device)
+
+    log = StepLog(run, accelerator, Guard(**state.guard))
     step, rows_seen = state.step, state.rows_seen
     if processes.first:
         progress(step, config.steps)
 
+    stopper = Stopper(accelerator, max_minutes=config.max_minutes, ask_every=config.log_every, say=tell)
+    stopped = None
+
     # The loop.
-    for batch in batches:
+    for batch in stopper.over(batches):
         batch = batch.to(accelerator.device)
         with accelerator.accumulate(*wrapped.values()):
             loss = control_loss(models, batch)
@@ -154,39 +180,57 @@ def train(
         log.end_step(step, lr, grad_norm)
         if processes.first:
             progress(step, config.steps)
-        intervals = {"log": config.log_every, "save": config.checkpoint_every, "sample": config.samples.every}
-        now = due(step, step == config.steps, intervals)
+        finished = step == config.steps
+        stopped = None if finished else stopper.reason(step)
+        now = due(step, finished or stopped is not None, {"log": config.log_every, "save": config.checkpoint_every})
+        now |= due(step, finished, {"look": looks_every, "sample": config.samples.every})
         if not now:
             continue
 
-        # Log: before a checkpoint too, so that a resumed run finds every step that it does not make again.
+        # What is written for this step stands before its checkpoint, so that a resumed run finds all that it does not
+        # make again.
         log.flush(rows_a_step)
+        if "look" in now:
+            telemetry.look(step)
+        if "sample" in now:
+            painted = sample_grid(models, nets.result(), shown, judge, config.samples, config.seed, processes)
+            if painted is not None:
+                sheet, score = painted
+                save_png(run.folder / "samples" / f"step-{step:06d}.png", sheet)
+                telemetry.fidelity(step, score)
+            if config.cache == "disk":
+                let_encoders_rest(pipeline, accelerator.device)
 
         # Save a checkpoint.
         if "save" in now:
             if processes.first:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-                save_checkpoint(run.checkpoints, State(step, rows_seen, scaler), nets.saved(), optimizer)
+                now_at = State(step, rows_seen, scaler, asdict(log.guard), log.guard.calm)
+                save_checkpoint(run.checkpoints, now_at, nets.saved(), optimizer)
                 drop_old_checkpoints(run.checkpoints, config.keep_checkpoints)
             accelerator.wait_for_everyone()
-
-        # Paint samples.
-        if "sample" in now:
-            sheet = sample_grid(models, nets.result(), data, shown, config.samples, config.seed, processes)
-            if sheet is not None:
-                save_png(run.folder / "samples" / f"step-{step:06d}.png", sheet)
-            if config.cache == "disk":
-                let_encoders_rest(pipeline, accelerator.device)
         log.restart_clock()
+        if stopped:
+            break
 
-    # Hand over.
-    if processes.first:
+    # Hand over, or leave.
+    if processes.first and stopped in (None, "time"):
         notes = {"condition": config.data.condition, "base": config.base, "step": step}
         save_result(nets.result(), run.folder, notes)
+        if config.save_webui:
+            saved = ControlNet("controlnet", run.folder / "controlnet")
+            save_webui(saved, run.folder / f"control_{config.data.condition}.safetensors")
         samples = sorted((run.folder / "samples").glob("step-*.png"))
-        atomic_write_text(run.folder / "README.md", model_card(config, base, len(learned), run.metrics(), samples))
+        metrics = run.metrics()
+        if (curves := draw_curves(metrics)) is not None:
+            save_png(run.folder / CURVES, curves)
+        atomic_write_text(run.folder / "README.md", model_card(config, base, len(learned), metrics, samples))
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if config.push_to_hub and processes.first and stopped is None:  # when nobody waits for it
+        say(f"uploaded to {push_to_hub(run.folder, config.push_to_hub)}")
+    if stopped:
+        leave(stopped, step, config.steps, config.max_minutes, tell)
     return run.folder
 
 

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from annotators.contract import resize_map
 from controlkit.data.pictures import BadPicture, cover, upright_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from controlkit.data.rows import Row
     from controlkit.processes import Processes
@@ -56,6 +60,13 @@ class Geometry:
     def cover(self, width: int, height: int) -> tuple[Size, tuple[slice, slice]]:
         """Width and height to scale it to, and the window (rows, columns) in the middle of that."""
         return cover(width, height, self.size(width, height))
+
+
+def fit_map(control_map: NDArray[np.uint8], size: Size, values: frozenset[int] | None) -> NDArray[np.uint8]:
+    """A map that has no picture of that size: scaled to cover it, the middle cut out. One that has the size stays."""
+    height, width = control_map.shape[:2]
+    to, window = cover(width, height, size)
+    return resize_map(control_map, *to, values)[window].copy()
 
 
 def sizes_of(rows: Sequence[Row], geometry: Geometry, processes: Processes) -> list[Size]:

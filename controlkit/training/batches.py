@@ -19,6 +19,7 @@ from controlkit.data.pictures import read_picture, resize_picture
 from controlkit.training.draws import positions, positions_alike, uniform
 from controlkit.training.noise import draw_noise
 from controlkit.training.objective_config import ObjectiveConfig
+from controlkit.training.stopping import stay_for_the_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -124,7 +125,7 @@ class ControlRows(Dataset[dict[str, Any]]):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, number = key
         row = self.rows[number]
-        draw = (self.seed, epoch, row.content, self._copies[number])
+        draw = self.key(epoch, number)
         emptied = uniform(*draw, "prompt") < self.prompt_dropout
         caption = row.captions[int(uniform(*draw, "caption") * len(row.captions))]
         text = "" if emptied else caption
@@ -138,6 +139,10 @@ class ControlRows(Dataset[dict[str, Any]]):
             **draw_noise(self.objective, draw, self._latent_shape(seen["control"]), self.timesteps),
         }
 
+    def key(self, epoch: int, number: int) -> tuple[object, ...]:
+        """What the draws of a row hang on."""
+        return self.seed, epoch, self.rows[number].content, self._copies[number]
+
     def _latent_shape(self, control: torch.Tensor) -> tuple[int, int, int]:
         """`latent_shape` is that of the square."""
         channels, side, _ = self.latent_shape
@@ -146,12 +151,12 @@ class ControlRows(Dataset[dict[str, Any]]):
 
     def _read(self, row: Row) -> dict[str, Any]:
         image, control, sizes = self.picture_and_map(row)
-        return {"pixels": to_pixels(image), "control": _to_control(control), "sizes": torch.tensor(sizes)}
+        return {"pixels": to_pixels(image), "control": to_control(control), "sizes": torch.tensor(sizes)}
 
     @staticmethod
     def _recall(cache: RowCache, number: int, text: str) -> dict[str, Any]:
         moments, sizes = cache.picture(number)
-        control = _to_control(cache.control(number))
+        control = to_control(cache.control(number))
         return {"moments": moments, "control": control, "sizes": sizes, "encoded_texts": cache.text(text)}
 
     def picture_and_map(self, row: Row) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, ...]]:
@@ -192,7 +197,7 @@ def to_pixels(image: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(image).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _to_control(control_map: NDArray[np.uint8]) -> torch.Tensor:
+def to_control(control_map: NDArray[np.uint8]) -> torch.Tensor:
     """(H, W, 3) of 0 to 255 -> (3, H, W) in [0, 1]."""
     return torch.from_numpy(control_map).permute(2, 0, 1).float() / 255
 
@@ -217,6 +222,7 @@ def make_batches(
         num_workers=workers,
         pin_memory=pin,
         multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=stay_for_the_parent,
     )
 
 

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from controlkit.errors import RequestError
 from controlkit.files import atomic_folder, sha256
+from controlkit.training.guard import RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -37,13 +41,15 @@ class State:
     step: int = 0
     rows_seen: int = 0
     scaler: dict[str, Any] | None = None  # the loss scale under fp16
+    guard: dict[str, Any] = field(default_factory=dict)  # how the loss has run (`controlkit.training.guard`)
+    calm: bool = True  # false: the loss had risen, and it may be the beginning of its end
 
 
 def save_checkpoint(folder: Path, state: State, networks: dict[str, Network], optimizer: torch.optim.Optimizer) -> Path:
-    """Write `folder`/step-…; it has this name only once it is whole and on the disk."""
+    """Write `folder`/step-…; it has this name only once it is whole and on the disk. RunError if that fails."""
     path = folder / f"step-{state.step:06d}"
     tensors, numbers = _split(optimizer.state_dict())
-    with atomic_folder(path) as unfinished:
+    with _explained(folder, state.step), atomic_folder(path) as unfinished:
         for name, network in networks.items():
             network.save_pretrained(unfinished / name, safe_serialization=True)
         save_file(tensors, unfinished / "optimizer.safetensors")
@@ -57,15 +63,35 @@ def save_checkpoint(folder: Path, state: State, networks: dict[str, Network], op
     return path
 
 
+@contextmanager
+def _explained(folder: Path, step: int) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as reason:
+        last = next((path.name.removeprefix("step-").lstrip("0") for path in reversed(_by_step(folder))), None)
+        there = f"that of step {last} is sound" if last else "there is none yet"
+        why = getattr(reason, "strerror", None) or reason
+        raise RunError(
+            f"the checkpoint of step {step} could not be written ({why}); {there}: make room, and go on with --resume"
+        ) from reason
+
+
 def drop_old_checkpoints(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep`; called when the newest is safe."""
-    for path in _by_step(folder)[:-keep]:
-        shutil.rmtree(path)
+    """Remove all but the newest `keep` and the newest calm one; called when the newest is safe."""
+    paths = _by_step(folder)
+    calm = next((path for path in reversed(paths) if _is_calm(path)), None)
+    for path in paths[:-keep]:
+        if path != calm:
+            shutil.rmtree(path)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all there and unchanged."""
-    return next((path for path in reversed(_by_step(folder)) if _is_sound(path)), None)
+    """The newest checkpoint whose files are all there and unchanged; of those, one from when the loss was calm."""
+    sound = (path for path in reversed(_by_step(folder)) if _is_sound(path))
+    newest = next(sound, None)
+    if newest is None or _is_calm(newest):
+        return newest
+    return next((path for path in sound if _is_calm(path)), newest)
 
 
 def load_checkpoint(path: Path, networks: dict[str, Network], optimizer: torch.optim.Optimizer) -> State:
@@ -76,7 +102,7 @@ def load_checkpoint(path: Path, networks: dict[str, Network], optimizer: torch.o
         network.load_state_dict(saved.state_dict())
     optimizer.load_state_dict(_join(load_file(path / "optimizer.safetensors"), data["optimizer"]))
     _lay_out_like_parameters(optimizer)
-    return State(data["step"], data["rows_seen"], data["scaler"])
+    return State(**{each.name: data[each.name] for each in fields(State) if each.name in data})
 
 
 def _by_step(folder: Path) -> list[Path]:
@@ -92,6 +118,13 @@ def _is_sound(path: Path) -> bool:
     except (OSError, ValueError, KeyError) as reason:
         if isinstance(reason, RequestError):
             raise
+        return False
+
+
+def _is_calm(path: Path) -> bool:
+    try:
+        return bool(json.loads((path / "state.json").read_text(encoding="utf-8")).get("calm", True))
+    except (OSError, ValueError):
         return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from controlkit.diffusion.samplers import SAMPLERS, make_sampler
@@ -12,6 +13,8 @@ from controlkit.models.controlnets import find_controlnet
 from controlkit.training.objective_config import ObjectiveConfig, training_scheduler
 from controlkit.training.optimizers import missing_library
 from controlkit.training.presets import PRESETS
+from controlkit.training.reports import check_report_to
+from controlkit.training.watch_config import WatchConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +59,8 @@ class SampleConfig:
     steps: int = 20
     cfg: float = 7.5
     sampler: str = "dpmpp_2m_karras"
+    maps: tuple[str, ...] = ()  # files: control maps of your own, painted below the rows of the dataset
+    prompts: tuple[str, ...] = ()  # one for each of them
 
     def problems(self) -> Iterator[str]:
         if self.every < 0:
@@ -64,6 +69,11 @@ class SampleConfig:
             yield f"samples.count={self.count}, samples.steps={self.steps}: expected at least 1"
         if self.sampler not in SAMPLERS:
             yield f"samples.sampler={self.sampler}: {known(self.sampler, SAMPLERS)}"
+        if len(self.maps) != len(self.prompts):
+            yield f"samples.maps names {len(self.maps)} files, samples.prompts has {len(self.prompts)}: one for each"
+        for name in self.maps:
+            if not Path(name).expanduser().is_file():
+                yield f"samples.maps: there is no file {name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +85,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     output: str = "runs/controlnet"
     steps: int = 10_000  # steps of the optimizer
     batch_size: int = 4  # rows a process and forward pass
@@ -101,6 +112,11 @@ class TrainConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 3  # the newest ones; older go after a newer one is safe
+    max_minutes: float | None = None  # stop behind a checkpoint after so long; --resume goes on
+    # Where the figures go beside metrics.jsonl; auto: TensorBoard, where it is installed.
+    report_to: Literal["auto", "none", "tensorboard", "wandb", "all"] = "auto"
+    save_webui: bool = False  # the result as one .safetensors for webui and ComfyUI too
+    push_to_hub: str | None = None  # OWNER/NAME: upload the result there at the end; null: nothing leaves the machine
 
     presets: ClassVar = ("memory", PRESETS)
 
@@ -128,6 +144,10 @@ class TrainConfig:
                 yield f"{name}={value}: expected a share from 0 to 1"
         if not 0 <= self.ema < 1:
             yield f"ema={self.ema:g}: expected 0 (none) to below 1"
+        if self.max_minutes is not None and self.max_minutes < 0:
+            yield f"max_minutes={self.max_minutes:g}: expected 0 or more, or null"
+        if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
+            yield f"push_to_hub={self.push_to_hub}: expected OWNER/NAME, or null"
 
 
 def resolution(config: TrainConfig, base: Base) -> int:
@@ -137,6 +157,7 @@ def resolution(config: TrainConfig, base: Base) -> int:
 
 def check_against_base(config: TrainConfig, base: Base) -> None:
     """What only the base's configs can tell; refused with all that is wrong, before a weight is loaded."""
+    check_report_to(config.report_to)
     problems = []
     size, factor = resolution(config, base), base.vae_factor
     if size % factor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -13,8 +13,11 @@ from controlkit.models.quiet import quiet_libraries
 from controlkit.processes import Processes
 from controlkit.training.checkpoints import State, drop_old_checkpoints, load_checkpoint, save_checkpoint
 from controlkit.training.draws import positions
+from controlkit.training.guard import Guard
+from controlkit.training.launch import make_accelerator
 from controlkit.training.run import Run, StepLog, due
 from controlkit.training.samples import grid, save_png
+from controlkit.training.stopping import Stopper, leave
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -69,13 +72,9 @@ def train_task(
 ) -> Path:
     """Train a task on `count` rows and return what it hands over. `resumed_with` names the settings that make another
     run if they change."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
     quiet_libraries()
     processes = Processes.launched()
-    AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = make_accelerator(config.mixed_precision)
     run = Run(config, resumed_with, resume=resume)
     accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked into it
 
@@ -103,15 +102,17 @@ def train_task(
         if state.step:
             say(f"resumed at step {state.step} from {run.checkpoint}")
         progress(state.step, config.steps)
-    log = StepLog(run, accelerator)
+    log = StepLog(run, accelerator, Guard(**state.guard))
     together = config.batch_size * processes.count
     step, rows_seen = state.step, state.rows_seen
     stream = positions(config.seed, count, rows_seen)
-    begun, out_of_time = time.monotonic(), False
+    batches = (processes.slice([next(stream) for _ in range(together)]) for _ in range(config.steps - step))
+    tell = say if processes.first else (lambda text: None)
+    stopper = Stopper(accelerator, max_minutes=config.max_minutes, ask_every=config.log_every, say=tell)
+    stopped = None
 
     # The loop.
-    while step < config.steps and not out_of_time:
-        keys = processes.slice([next(stream) for _ in range(together)])
+    for keys in stopper.over(batches):
         loss = wrapped(keys, device)
         accelerator.backward(loss)
         log.add(loss)
@@ -126,11 +127,11 @@ def train_task(
         log.end_step(step, rate, grad_norm)
         if processes.first:
             progress(step, config.steps)
-        if config.max_minutes is not None:
-            minutes = torch.tensor((time.monotonic() - begun) / 60, device=device)
-            out_of_time = bool(accelerator.reduce(minutes, "mean") >= config.max_minutes)
-        last = step == config.steps or out_of_time
-        intervals = {"log": config.log_every, "save": config.checkpoint_every, "sample": sheet_every}
+        stopped = stopper.reason(step) if step < config.steps else None
+        last = step == config.steps or stopped is not None
+        # Behind a signal there is no time for samples.
+        sampled_every = 0 if stopped in ("SIGINT", "SIGTERM") else sheet_every
+        intervals = {"log": config.log_every, "save": config.checkpoint_every, "sample": sampled_every}
         now = due(step, last, intervals)
         if not now:
             continue
@@ -142,7 +143,8 @@ def train_task(
         if "save" in now:
             if processes.first:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-                save_checkpoint(run.checkpoints, State(step, rows_seen, scaler), saved, optimizer)
+                now_at = State(step, rows_seen, scaler, asdict(log.guard), log.guard.calm)
+                save_checkpoint(run.checkpoints, now_at, saved, optimizer)
                 drop_old_checkpoints(run.checkpoints, config.keep_checkpoints)
             accelerator.wait_for_everyone()
 
@@ -152,14 +154,16 @@ def train_task(
             save_png(run.folder / "samples" / f"step-{step:06d}.png", grid(rows))
         accelerator.wait_for_everyone()
         log.restart_clock()
+        if stopped:
+            break
 
-    # Hand over.
-    if processes.first:
+    # Hand over, or leave.
+    if processes.first and stopped in (None, "time"):
         task.hand_over({**networks, **averages}, run.folder, device)
-        if step < config.steps:
-            say(f"stopped at step {step} of {config.steps} after {config.max_minutes:g} minutes; go on with --resume")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if stopped:
+        leave(stopped, step, config.steps, config.max_minutes, tell)
     return run.folder / task.result
 
 

@@ -66,11 +66,20 @@ def control_loss(models: Models, batch: Batch) -> torch.Tensor:
 
 
 def row_losses(models: Models, batch: Batch, x_0: torch.Tensor, text: dict[str, Any]) -> torch.Tensor:
-    """(B,): each row's loss as the objective measures and weighs it, of latents and texts that are encoded."""
-    objective, alpha_bar_t = models.objective, models.alpha_bar[batch.timesteps]
+    """(B,): each row's loss, of latents and texts that are encoded."""
+    return losses_of(models, batch, x_0, predict_noised(models, batch, x_0, text))
+
+
+def predict_noised(models: Models, batch: Batch, x_0: torch.Tensor, text: dict[str, Any]) -> torch.Tensor:
+    """The prediction for latents that are hidden under the noise of the batch."""
     shown = batch.noise if batch.perturbation is None else batch.noise + batch.perturbation
-    x_t = q_sample(x_0, shown, alpha_bar_t)
-    predicted = predict(models, x_t, batch.timesteps, batch.control, text)
+    x_t = q_sample(x_0, shown, models.alpha_bar[batch.timesteps])
+    return predict(models, x_t, batch.timesteps, batch.control, text)
+
+
+def losses_of(models: Models, batch: Batch, x_0: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    """(B,): how far off each row's prediction is, as the objective measures and weighs it."""
+    objective, alpha_bar_t = models.objective, models.alpha_bar[batch.timesteps]
     wanted = target(models.base.prediction_type, x_0, batch.noise, alpha_bar_t)
     losses = per_item(objective.loss, predicted.float(), wanted, delta=objective.huber_delta)
     return losses if models.weights is None else losses * models.weights[batch.timesteps]

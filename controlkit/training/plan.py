@@ -47,7 +47,8 @@ def measured_rate(folder: Path) -> float | None:
     file = folder / "timing.jsonl"
     if not file.exists():
         return None
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    timed = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in timed if "images_per_second" in row]  # looks are timed too
     rows = rows[1:] or rows
     seconds = sum(row["seconds"] for row in rows)
     return round(sum(row["images_per_second"] * row["seconds"] for row in rows) / seconds, 3) if seconds else None

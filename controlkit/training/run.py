@@ -2,12 +2,13 @@
 
 RUN/
     config.yaml                     resolved
-    metrics.jsonl                   a row a step, only what the run determines: a resumed run writes the same bytes
+    metrics.jsonl                   a row a step, a row a look (`watch.py`), events; only what the run determines: a
+                                    resumed run writes the same bytes
     timing.jsonl                    rates and times
     samples/step-000500.png         control | picture | made
     checkpoints/step-000500/
     controlnet/                     the result, in diffusers' layout
-    README.md                       the model card
+    curves.png, README.md           the model card
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from controlkit.config import build, to_dict, to_yaml
 from controlkit.errors import RequestError
 from controlkit.files import atomic_write_text, need_writable
 from controlkit.training.checkpoints import newest_checkpoint
+from controlkit.training.guard import Guard, RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from accelerate import Accelerator
 
     class RunConfig(Protocol):
@@ -35,8 +39,7 @@ if TYPE_CHECKING:
         def output(self) -> str: ...
 
 
-class RunError(RuntimeError):
-    """The run cannot go on; the message says what to change. The last checkpoint stays."""
+__all__ = ["Run", "RunError", "StepLog", "due"]
 
 
 class Run:
@@ -44,6 +47,7 @@ class Run:
 
     def __init__(self, config: RunConfig, same: tuple[str, ...], *, resume: bool) -> None:
         self.config, self.same = config, same
+        self.reports: list[Callable[[dict[str, Any]], None]] = []  # called with each row of metrics.jsonl
         self.folder = Path(config.output).expanduser()
         self.checkpoints = self.folder / "checkpoints"
         need_writable(self.folder, "output")
@@ -70,6 +74,10 @@ class Run:
         """Add rows to one of the logs."""
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+        if name == "metrics.jsonl":
+            for report in self.reports:
+                for row in rows:
+                    report(row)
 
     def metrics(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -87,12 +95,11 @@ class Run:
 class StepLog:
     """Losses stay on the device until `flush`, so that no step waits for the one before it."""
 
-    def __init__(self, run: Run, accelerator: Accelerator) -> None:
-        self.run, self.accelerator = run, accelerator
+    def __init__(self, run: Run, accelerator: Accelerator, guard: Guard) -> None:
+        self.run, self.accelerator, self.guard = run, accelerator, guard
         self.micro: list[torch.Tensor] = []
         self.rows: list[tuple[int, float, torch.Tensor, torch.Tensor]] = []
         self.begun = time.monotonic()
-        self.last_loss = math.nan
 
     def add(self, loss: torch.Tensor) -> None:
         """The loss of one forward pass."""
@@ -108,24 +115,21 @@ class StepLog:
         self.begun = time.monotonic()
 
     def flush(self, rows_a_step: int) -> None:
-        """Write what has gathered, averaged over the processes; stop the run if it is not a number."""
+        """Write what has gathered, averaged over the processes; stop the run if it cannot go on."""
         if not self.rows:
             return
         means = self.accelerator.reduce(torch.stack([loss.float() for _, _, loss, _ in self.rows]), "mean").tolist()
         norms = torch.stack([norm.float().to(self.accelerator.device) for *_, norm in self.rows]).tolist()
+        # Under fp16 a step whose gradients overflow is left out, and the scale lowered: no fault.
+        used = [norm if math.isfinite(norm) or not self.accelerator.scaler else None for norm in norms]
         rows = [
             {"step": step, "loss": loss, "grad_norm": norm, "lr": lr}
-            for (step, lr, _, _), loss, norm in zip(self.rows, means, norms, strict=True)
+            for (step, lr, _, _), loss, norm in zip(self.rows, means, used, strict=True)
         ]
         seconds, self.begun = time.monotonic() - self.begun, time.monotonic()
         self.rows = []
         for row in rows:
-            if not math.isfinite(row["loss"]):
-                raise RunError(
-                    f"the loss is {row['loss']} at step {row['step']}; the last checkpoint is sound: lower lr, or use "
-                    f"mixed_precision=bf16 instead of fp16, and go on with --resume"
-                )
-        self.last_loss = rows[-1]["loss"]
+            self.guard.see(row["step"], row["loss"], row["grad_norm"])
         if self.accelerator.is_main_process:
             self.run.append("metrics.jsonl", rows)
             rate = rows_a_step * len(rows) / seconds

@@ -164,7 +164,8 @@ SETTINGS = ["data.buckets=16", "batch_size=2", "checkpoint_every=3", "samples.st
 
 def train(mixed, output, *settings):
     assert main(["train", f"data.path={mixed}", f"output={output}", *SETTINGS, *settings]) == 0
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss" in row]
 
 
 def test_a_run_in_buckets_resumes_exactly_with_and_without_a_cache(mixed, tmp_path):

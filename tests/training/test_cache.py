@@ -371,7 +371,8 @@ def everything_below(folder):
 
 
 def test_a_damaged_shard_is_replaced_when_the_run_goes_on(dataset, tmp_path, fresh_cache, capsys):
-    settings = [f"data.path={dataset}", "batch_size=4", "data.held_out=0", "samples.every=0", "checkpoint_every=1"]
+    settings = [f"data.path={dataset}", "batch_size=4", "data.held_out=0", "samples.every=0", "checkpoint_every=1",
+                "watch.every=0"]  # fmt: skip
     assert main(["train", *settings, "steps=8", f"output={tmp_path / 'whole'}"]) == 0
     assert main(["train", *settings, "steps=4", f"output={tmp_path / 'broken'}"]) == 0
     for shard in (fresh_cache / "encoded").rglob("*.safetensors"):

@@ -124,6 +124,7 @@ def test_a_dry_run_tells_memory_steps_and_once_measured_hours(dataset, tmp_path,
     (tmp_path / "run").mkdir()
     rows = [(1, 10.0, 0.6), (11, 2.0, 30.0), (21, 4.0, 15.0)]  # the first held the warming up
     timing = [{"step": step, "seconds": seconds, "images_per_second": rate} for step, seconds, rate in rows]
+    timing.append({"step": 21, "look_seconds": 0.5})
     (tmp_path / "run" / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in timing))
     assert measured_rate(tmp_path / "run") == 20.0
     assert main([*arguments, "steps=24000", "--dry-run"]) == 0

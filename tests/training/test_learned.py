@@ -1,6 +1,5 @@
 """What learns: the ControlNet, all or through the middle alone; the base's decoder; moving averages of both."""
 
-import json
 import shutil
 
 import pytest
@@ -12,7 +11,7 @@ from controlkit.models.bases import find_base
 from controlkit.models.controlnets import make_controlnet
 from controlkit.training.loop import follow
 from tests.launcher import launch_two
-from tests.training.test_train import SETTINGS, metrics, train, weights
+from tests.training.test_train import SETTINGS, metrics, steps_of, train, weights
 
 DECODER = ("up_blocks.", "conv_norm_out.", "conv_out.")
 
@@ -54,7 +53,7 @@ def test_averaging_changes_nothing_of_the_training_but_what_is_shown(dataset, tm
     shown = ["samples.every=2", "samples.steps=2", "samples.count=1", "steps=2", "lr=1"]
     train(dataset, tmp_path / "plain", *shown)
     train(dataset, tmp_path / "averaged", *shown, "ema=0.999")
-    assert metrics(tmp_path / "plain") == metrics(tmp_path / "averaged")
+    assert steps_of(tmp_path / "plain") == steps_of(tmp_path / "averaged")
     grids = [(tmp_path / name / "samples" / "step-000002.png").read_bytes() for name in ("plain", "averaged")]
     assert grids[0] != grids[1]
 
@@ -142,9 +141,7 @@ def test_two_processes_train_all_of_it_as_one_does(dataset, tmp_path):
     done = launch_two("train_controlnet.py", *two)
     assert done.returncode == 0, done.stderr
     assert "4 a step" in done.stderr  # two processes with two rows each
-    one, both = (
-        [json.loads(line)["loss"] for line in metrics(tmp_path / name).splitlines()] for name in ("one", "two")
-    )
+    one, both = ([row["loss"] for row in steps_of(tmp_path / name)] for name in ("one", "two"))
     assert both == pytest.approx(one, rel=1e-5)
     ours, theirs = (
         UNet2DConditionModel.from_pretrained(tmp_path / name / "unet").state_dict() for name in ("one", "two")

@@ -22,7 +22,7 @@ from controlkit.training.config import TrainConfig, check_against_base
 from controlkit.training.noise import draw_noise, draw_timestep
 from controlkit.training.objective import Models, row_losses
 from controlkit.training.objective_config import ObjectiveConfig
-from tests.training.test_train import metrics, train
+from tests.training.test_train import steps_of, train
 
 KEY = (0, 0, "content", "name")
 
@@ -211,7 +211,7 @@ def plain_run(dataset, tmp_path_factory):
 
 
 def last_loss(run):
-    return json.loads(metrics(run).splitlines()[-1])["loss"]
+    return steps_of(run)[-1]["loss"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """How a step is computed changes its speed and memory, and nothing of what is learned beyond rounding."""
 
-import json
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -23,7 +22,7 @@ from controlkit.training.objective import Models, control_loss
 from controlkit.training.optimizers import OPTIMIZERS, learning_rate, make_optimizer, missing_library
 from controlkit.training.speed import lay_out
 from tests.training.test_learned import tensors
-from tests.training.test_train import SETTINGS, metrics, train
+from tests.training.test_train import SETTINGS, metrics, steps_of, train
 
 
 def set_up(dataset, *settings):
@@ -46,7 +45,7 @@ def set_up(dataset, *settings):
 
 
 def losses(run):
-    return [json.loads(line)["loss"] for line in metrics(run).splitlines()]
+    return [row["loss"] for row in steps_of(run)]
 
 
 # Activations computed twice
@@ -202,7 +201,7 @@ def test_learning_rates_rise_in_the_warm_up_and_fall_to_nothing():
 
 def test_the_schedule_reaches_the_run(dataset, tmp_path):
     train(dataset, tmp_path / "run", "lr_schedule=linear", "warmup_steps=2")
-    rates = [json.loads(line)["lr"] for line in metrics(tmp_path / "run").splitlines()]
+    rates = [row["lr"] for row in steps_of(tmp_path / "run")]
     assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.5e-3])
 
 

@@ -39,17 +39,24 @@ def metrics(run_folder):
     return (run_folder / "metrics.jsonl").read_text()
 
 
+def steps_of(run_folder):
+    """The rows of the steps, without looks and events."""
+    return [row for row in map(json.loads, metrics(run_folder).splitlines()) if "loss" in row]
+
+
 def test_the_run_folder(trained):
     names = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
+    names = {name for name in names if not name.startswith("tensorboard/")}  # where it is installed
     assert names == {
-        "config.yaml", "metrics.jsonl", "timing.jsonl", "README.md", "samples/step-000004.png",
+        "config.yaml", "metrics.jsonl", "timing.jsonl", "README.md", "curves.png",
+        "samples/step-000004.png",
         "controlnet/config.json", "controlnet/controlkit.json", "controlnet/diffusion_pytorch_model.safetensors",
         *(f"checkpoints/step-{step:06d}/{name}" for step in (2, 4) for name in (
             "state.json", "optimizer.safetensors", "controlnet/config.json",
             "controlnet/diffusion_pytorch_model.safetensors")),
     }  # fmt: skip
     assert build(TrainConfig, trained / "config.yaml").steps == 4
-    rows = [json.loads(line) for line in metrics(trained).splitlines()]
+    rows = steps_of(trained)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 and row["lr"] == 1e-3 for row in rows)
     with Image.open(trained / "samples" / "step-000004.png") as grid:
@@ -86,7 +93,7 @@ def test_bfloat16_trains_with_float32_weights(dataset, tmp_path):
 def test_accumulated_batches_equal_a_large_one(dataset, tmp_path):
     train(dataset, tmp_path / "large", "batch_size=4", "steps=2")
     train(dataset, tmp_path / "small", "batch_size=2", "gradient_accumulation=2", "steps=2")
-    large, small = ([json.loads(line) for line in metrics(tmp_path / name).splitlines()] for name in ("large", "small"))
+    large, small = (steps_of(tmp_path / name) for name in ("large", "small"))
     for one, other in zip(large, small, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
@@ -94,7 +101,7 @@ def test_accumulated_batches_equal_a_large_one(dataset, tmp_path):
 
 def test_warmup_raises_the_learning_rate(dataset, tmp_path):
     train(dataset, tmp_path / "run", "warmup_steps=4")
-    rates = [json.loads(line)["lr"] for line in metrics(tmp_path / "run").splitlines()]
+    rates = [row["lr"] for row in steps_of(tmp_path / "run")]
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
 
 
@@ -110,7 +117,7 @@ def test_the_same_settings_give_the_same_run(dataset, tmp_path):
 def test_samples_change_nothing_of_the_training(dataset, tmp_path):
     train(dataset, tmp_path / "with", "samples.every=1", "samples.steps=1", "samples.count=1", "steps=2")
     train(dataset, tmp_path / "without", "steps=2")
-    assert metrics(tmp_path / "with") == metrics(tmp_path / "without")
+    assert steps_of(tmp_path / "with") == steps_of(tmp_path / "without")
 
 
 def test_a_resumed_run_equals_an_unbroken_one(dataset, tmp_path):
@@ -131,12 +138,12 @@ def test_a_damaged_checkpoint_is_passed_over(dataset, tmp_path, capsys):
     arguments = ["train", f"data.path={dataset}", f"output={tmp_path / 'run'}", *SETTINGS, "steps=5", "--resume"]
     assert main(arguments) == 0
     assert "resumed at step 2" in capsys.readouterr().err
-    assert len(metrics(tmp_path / "run").splitlines()) == 5
+    assert len(steps_of(tmp_path / "run")) == 5
 
 
 def test_resume_begins_anew_where_there_is_nothing(dataset, tmp_path):
     train(dataset, tmp_path / "run", "--resume", "steps=1")
-    assert len(metrics(tmp_path / "run").splitlines()) == 1
+    assert len(steps_of(tmp_path / "run")) == 1
 
 
 def test_old_checkpoints_go_when_a_newer_is_safe(dataset, tmp_path):
@@ -159,7 +166,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(dataset
     with pytest.raises(RunError, match=r"the loss is nan at step 4; .* lower lr"):
         train_controlnet.train(config)
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-000002"
-    assert len(metrics(tmp_path / "run").splitlines()) == 2
+    assert len(steps_of(tmp_path / "run")) == 2
 
 
 # As people start it
@@ -173,8 +180,13 @@ def test_two_processes_train_as_one_does(dataset, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "4 a step" in done.stderr  # two processes with two rows each
     assert done.stdout.count("is ready") == 1
-    one, both = ([json.loads(line) for line in metrics(tmp_path / name).splitlines()] for name in ("one", "two"))
+    one, both = (steps_of(tmp_path / name) for name in ("one", "two"))
     assert [row["loss"] for row in both] == pytest.approx([row["loss"] for row in one], rel=1e-5)
+    looks = [[row for row in map(json.loads, metrics(tmp_path / name).splitlines()) if "map_gain_share" in row]
+             for name in ("one", "two")]  # fmt: skip
+    assert [len(each) for each in looks] == [1, 1]
+    assert looks[0][0]["held_out_loss"] == pytest.approx(looks[1][0]["held_out_loss"], rel=1e-4)
+    assert looks[0][0]["by_timestep"].keys() == looks[1][0]["by_timestep"].keys()
     ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-4) for key in ours)
     assert (tmp_path / "two" / "samples" / "step-000004.png").exists()
@@ -190,7 +202,7 @@ def test_accelerate_launch_without_arguments_trains(tmp_path):
     config = build(TrainConfig, folder / "config.yaml")
     assert config == build(TrainConfig, shipped_configs()["circles"])
     assert config.base == "toybox"
-    assert len(metrics(folder).splitlines()) == config.steps
+    assert len(steps_of(folder)) == config.steps
     assert (folder / "samples" / f"step-{config.steps:06d}.png").exists()
 
 

@@ -83,10 +83,12 @@ def to_webui(model: Base | ControlNet, out: Path) -> None:
         if isinstance(model, FileControlNet) and model.ldm:
             raise RequestError(f"{model.name} has the names of webuis already; expected diffusers' layout")
         tensors, metadata = _controlnet_file(model)
-    from safetensors.torch import save_file
+    _write_file(out, tensors, metadata)
 
-    with atomic_path(out) as unfinished:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata=metadata)
+
+def save_webui(net: ControlNet, out: Path) -> None:
+    """Write a ControlNet as `to_webui` does, in the place of what there may be."""
+    _write_file(out, *_controlnet_file(net))
 
 
 def layout_of(base: Base) -> Layout:
@@ -152,6 +154,13 @@ def _write_component(
         model.save_config(folder)
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(whole, folder / f"{stem}.safetensors", metadata={"format": "pt"})
+
+
+def _write_file(out: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    with atomic_path(out) as unfinished:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata=metadata)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
