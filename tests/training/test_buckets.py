@@ -159,7 +159,15 @@ def test_two_processes_see_together_what_one_sees(mixed):
 # As a run
 
 
-SETTINGS = ["data.buckets=16", "batch_size=2", "checkpoint_every=3", "samples.steps=1", "lr=1e-3", "-q"]
+SETTINGS = [
+    "base=random-sd15",
+    "data.buckets=16",
+    "batch_size=2",
+    "checkpoint_every=3",
+    "samples.steps=1",
+    "lr=1e-3",
+    "-q",
+]
 
 
 def train(mixed, output, *settings):
@@ -188,5 +196,5 @@ def test_a_run_in_buckets_resumes_exactly_with_and_without_a_cache(mixed, tmp_pa
     ],
 )
 def test_buckets_that_do_not_fit_are_one_line(mixed, settings, words, capsys):
-    assert main(["train", f"data.path={mixed}", *settings, "--dry-run"]) == 2
+    assert main(["train", f"data.path={mixed}", "base=random-sd15", *settings, "--dry-run"]) == 2
     assert words in capsys.readouterr().err
