@@ -87,6 +87,7 @@ def train(
         prompt_dropout=config.prompt_dropout,
         seed=config.seed,
         buckets=config.data.buckets,
+        flip=config.data.flip,
     )
     rows_a_step = config.batch_size * config.gradient_accumulation * processes.count
     span: dict[str, Any] = {
