@@ -35,6 +35,8 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
     config = build(TrainConfig, find_config(config_name) if config_name else None, settings)
     if dry_run:
         base = find_base(config.base, prediction=config.base_prediction, tokenizer=config.base_tokenizer)
+        for guess in base.guesses:
+            output.say(guess)
         check_against_base(config, base)
         rows = [
             row
