@@ -64,7 +64,6 @@ def find_vae(name: str, base: Base) -> Vae:
     if (kind := detect.kind_of(file)) not in (detect.VAE, detect.DIFFUSERS_VAE):
         raise RequestError(f"--vae {name} is: {kind}; expected a VAE of Stable Diffusion")
     found = Vae(name, path, base.vae, file)
-    # Its tensors are mapped, not read, so that names and shapes cost nothing.
     fitted(empty_model("vae", base.vae), found.tensors(), f"--vae {name} for base {base.name!r}")
     return found
 
