@@ -101,6 +101,7 @@ def train(
         objective=config.objective,
         seed=config.seed,
         buckets=config.data.buckets,
+        flip=config.data.flip,
     )
     rows_a_step = config.batch_size * config.gradient_accumulation * processes.count
     span: dict[str, Any] = {

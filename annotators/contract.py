@@ -41,6 +41,9 @@ class Annotator(Protocol):
     runs_with: ClassVar[frozenset[str]]
     """The fields that say where and from what it runs, and not what the map is: no part of a map's ledger."""
 
+    mirrors: ClassVar[bool]
+    """Whether a mirrored map may stand for that of the mirrored picture: not where colours tell left from right."""
+
     def __call__(self, image: Image) -> Image: ...
 
     def libraries(self) -> dict[str, str]:
@@ -55,6 +58,7 @@ class Weightless:
     version: ClassVar[int] = 1
     licence: ClassVar[str] = "Apache-2.0 (OpenCV); no weights"
     runs_with: ClassVar[frozenset[str]] = frozenset()
+    mirrors: ClassVar[bool] = True
 
     def libraries(self) -> dict[str, str]:
         import cv2

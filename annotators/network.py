@@ -43,6 +43,7 @@ class NetworkAnnotator(ABC):
     version: ClassVar[int] = 1
     licence: ClassVar[str]
     runs_with: ClassVar[frozenset[str]] = frozenset({"weights", "device", "offline"})
+    mirrors: ClassVar[bool] = True
 
     needs: ClassVar[tuple[Weights, ...]]
     """All files that this annotator may want; `wanted` says which of them its parameters ask for."""

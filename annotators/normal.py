@@ -25,6 +25,7 @@ class NormalBae(DenseAnnotator):
     """Normals as colours: x, y and z from -1 to 1 as red, green and blue from 0 to 255."""
 
     multiple: ClassVar[int] = 32
+    mirrors: ClassVar[bool] = False  # red says which way is right
     licence: ClassVar[str] = "MIT (code and weights)"
     packages: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "controlnet-aux", "opencv-python")
     needs: ClassVar[tuple[Weights, ...]] = (Weights("lllyasviel/Annotators", "scannet.pt", 291.0, "MIT"),)

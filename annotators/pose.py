@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from annotators.contract import check_image
 from annotators.keypoints import People
@@ -25,6 +25,8 @@ class PoseAnnotator(NetworkAnnotator):
     """A pose network. Points of less than `min_confidence` count as not seen, in the map and in the keypoints."""
 
     min_confidence: float = 0.3
+
+    mirrors: ClassVar[bool] = False  # each limb has its colour
 
     def weight_files(self) -> tuple[Path, ...]:
         wanted = self.wanted()

@@ -69,6 +69,7 @@ class DrawnPose:
     version: ClassVar[int] = VERSION
     licence: ClassVar[str] = "Apache-2.0; no weights"
     runs_with: ClassVar[frozenset[str]] = frozenset({"data", "source"})
+    mirrors: ClassVar[bool] = False
 
     def __call__(self, image: Image) -> Image:
         people = self.keypoints(image)

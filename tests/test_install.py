@@ -51,6 +51,8 @@ def test_doctor_sees_what_is_wrong_with_opencv(monkeypatch, capsys, found, words
 def test_doctor_says_what_works(capsys):
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["annotators"] == {"canny": "works"}
+    assert report["annotators"]["canny"] == report["annotators"]["depth=toybox"] == "works here"
+    assert report["annotators"]["depth=zoe"].startswith("weights are not here")
+    assert "toybox" in report["bases"]
     assert "cpu" in report["devices"]
     assert report["versions"]["torch"] == version("torch")

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 @click.option("--tokenizer", metavar="FOLDER_OR_ID", help="For a base in a file.  [default: one that lies near]")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[@WEIGHT]",
               help="A LoRA, LoCon, LoHa or LoKr of any tool; more than one add up.")  # fmt: skip
+@click.option("--embedding", "embeddings", multiple=True, metavar="FILE", type=click.Path(path_type=Path),
+              help="A textual inversion, called in the prompt by the file's name.")  # fmt: skip
+@click.option("--vae", metavar="FILE_OR_FOLDER", help="A VAE in the place of the base's.")
 @click.option("--sampler", default="dpmpp_2m_karras", show_default=True, help="How the noise is removed.")
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
 @click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
@@ -50,6 +53,8 @@ def command(
     prediction: str | None,
     tokenizer: str | None,
     loras: tuple[str, ...],
+    embeddings: tuple[Path, ...],
+    vae: str | None,
     sampler: str,
     steps: int,
     cfg: float,
@@ -93,6 +98,8 @@ def command(
         prediction=prediction,
         tokenizer=tokenizer,
         loras=tuple(Lora.parse(text) for text in loras),
+        embeddings=embeddings,
+        vae=vae,
         sampler=sampler,
         steps=steps,
         cfg=cfg,

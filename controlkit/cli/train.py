@@ -48,6 +48,8 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
         from controlkit.training.plan import describe, plan
 
         base = find_base(config.base, prediction=config.base_prediction, tokenizer=config.base_tokenizer)
+        for guess in base.guesses:
+            output.say(guess)
         check_against_base(config, base)
         rows = read_datasets(config.data.path, config.data.condition, maps=config.data.maps, say=output.say)
         expected = plan(config, base, len(rows), Processes.launched().count)

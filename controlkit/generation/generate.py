@@ -13,7 +13,9 @@ from controlkit.generation.controls import choose_size, fit_map, read_map
 from controlkit.generation.settings import library_versions, weights_sha256
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
+from controlkit.models.formats.embeddings import add_embeddings, find_embeddings, rewrite, say_unused
 from controlkit.models.formats.lora import apply_loras, plan_loras
+from controlkit.models.formats.vae_file import find_vae
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,6 +65,9 @@ def generate(
             )
         maps.append(control_map)
     loras = plan_loras(base, request.loras, say)
+    embeddings = find_embeddings(base, request.embeddings)
+    say_unused(embeddings, (request.prompt, request.negative), say)
+    vae = find_vae(request.vae, base) if request.vae else None
     scheduler = make_sampler(request.sampler, base.scheduler, steps=request.steps)
     size = choose_size(request.size, maps, base, say)
     fitted = [fit_map(control_map, size, say) for control_map in maps]
@@ -73,8 +78,9 @@ def generate(
     from controlkit.generation.pipelines import control_pipeline, load_parts
 
     nets = [net.load(torch_dtype=dtype).to(device).eval() for net in controlnets]
-    parts = load_parts(base, dtype=dtype, device=device)
+    parts = load_parts(base, dtype=dtype, device=device, vae=vae)
     apply_loras(parts, loras)
+    add_embeddings(parts, embeddings)
     pipeline = control_pipeline(base, parts, nets, scheduler)
 
     def of_each(values: list[float]) -> Any:
@@ -83,8 +89,8 @@ def generate(
 
     images = [Image.fromarray(pixels) for pixels in fitted]
     arguments = {
-        "prompt": request.prompt,
-        "negative_prompt": request.negative or None,
+        "prompt": rewrite(request.prompt, embeddings),
+        "negative_prompt": rewrite(request.negative, embeddings) or None,
         "image": images[0] if len(images) == 1 else images,
         "width": size[0],
         "height": size[1],
@@ -107,6 +113,8 @@ def generate(
             {"file": str(lora.file), "weight": lora.weight, "sha256": weights_sha256(lora.file.expanduser())}
             for lora in request.loras
         ],
+        "embeddings": [{"file": str(file), "sha256": weights_sha256(file.expanduser())} for file in request.embeddings],
+        "vae": {"name": request.vae, "sha256": weights_sha256(vae.path)} if vae else None,
         "controls": [
             {
                 **asdict(control_map.control),

@@ -11,17 +11,21 @@ if TYPE_CHECKING:
     from diffusers import ControlNetModel
 
     from controlkit.models.bases import Base
+    from controlkit.models.formats.vae_file import Vae
 
 
-def load_parts(base: Base, *, dtype: torch.dtype, device: torch.device, locked: bool = False) -> dict[str, Any]:
-    """UNet, VAE, text encoders and tokenizers of a base, on the device, ready to compute.
+def load_parts(
+    base: Base, *, dtype: torch.dtype, device: torch.device, locked: bool = False, vae: Vae | None = None
+) -> dict[str, Any]:
+    """UNet, VAE (the base's own, or the one given), text encoders and tokenizers of a base, ready to compute.
 
     `locked` is for training: no parameter asks for a gradient. Painting leaves them as they are, since PyTorch chooses
     other kernels for parameters that ask for none, and the pixels would differ from those of diffusers' own loading.
     """
     parts: dict[str, Any] = {}
     for name in ["unet", "vae", *(f"text_encoder{suffix}" for suffix in base.text_parts())]:
-        parts[name] = base.load(name, torch_dtype=dtype).to(device).eval()
+        loaded = vae.load(torch_dtype=dtype) if name == "vae" and vae else base.load(name, torch_dtype=dtype)
+        parts[name] = loaded.to(device).eval()
         if locked:
             parts[name].requires_grad_(False)
     for suffix in base.text_parts():

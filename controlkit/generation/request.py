@@ -67,6 +67,8 @@ class Request:
     prediction: str | None = None  # what the base predicts, where neither it nor its family tells; None: they do
     tokenizer: str | None = None  # for a base in a single file; None: one that lies near
     loras: tuple[Lora, ...] = ()
+    embeddings: tuple[Path, ...] = ()  # textual inversions; prompts call them by the file's name
+    vae: str | None = None  # a file or folder; None: the base's own
     sampler: str = "dpmpp_2m_karras"
     steps: int = 20
     cfg: float = 7.5

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from annotators import ANNOTATORS
 from annotators.contract import resize_map
 from controlkit.data.geometry import Geometry, sizes_of
+from controlkit.data.mirroring import may_mirror
 from controlkit.data.pictures import read_picture, resize_picture
 from controlkit.training.draws import positions, positions_alike, uniform
 from controlkit.training.noise import draw_noise
@@ -66,10 +67,10 @@ class Batch:
 class RowCache(Protocol):
     """What `training.cache` knows of rows, by their number, and of texts."""
 
-    def picture(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def picture(self, number: int, mirrored: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """The VAE's moments (2C, h, w), and the sizes of a `Batch`."""
 
-    def control(self, number: int) -> NDArray[np.uint8]: ...
+    def control(self, number: int, mirrored: bool) -> NDArray[np.uint8]: ...
 
     def text(self, text: str) -> dict[str, torch.Tensor]: ...
 
@@ -90,7 +91,9 @@ class ControlRows(Dataset[dict[str, Any]]):
         control_dropout: float = 0.0,
         objective: ObjectiveConfig | None = None,
         buckets: int | None = None,
+        flip: bool = False,
     ) -> None:
+        self.flip = flip
         self.rows = rows
         self.values = ANNOTATORS[condition].values if condition in ANNOTATORS else None
         self.resolution = resolution
@@ -129,7 +132,8 @@ class ControlRows(Dataset[dict[str, Any]]):
         emptied = uniform(*draw, "prompt") < self.prompt_dropout
         caption = row.captions[int(uniform(*draw, "caption") * len(row.captions))]
         text = "" if emptied else caption
-        seen = self._read(row) if self.cache is None else self._recall(self.cache, number, text)
+        mirrored = self.mirrors(row) and uniform(*draw, "flip") < 0.5
+        seen = self._read(row, mirrored) if self.cache is None else self._recall(self.cache, number, mirrored, text)
         if uniform(*draw, "control") < self.control_dropout:
             seen["control"] = torch.zeros_like(seen["control"])
         return {
@@ -149,36 +153,42 @@ class ControlRows(Dataset[dict[str, Any]]):
         height, width = (pixels * side // self.resolution for pixels in control.shape[-2:])
         return channels, height, width
 
-    def _read(self, row: Row) -> dict[str, Any]:
-        image, control, sizes = self.picture_and_map(row)
+    def mirrors(self, row: Row) -> bool:
+        """Whether the row is seen mirrored in half of the epochs."""
+        return self.flip and may_mirror(row)
+
+    def _read(self, row: Row, mirrored: bool) -> dict[str, Any]:
+        image, control, sizes = self.picture_and_map(row, mirrored)
         return {"pixels": to_pixels(image), "control": to_control(control), "sizes": torch.tensor(sizes)}
 
     @staticmethod
-    def _recall(cache: RowCache, number: int, text: str) -> dict[str, Any]:
-        moments, sizes = cache.picture(number)
-        control = to_control(cache.control(number))
+    def _recall(cache: RowCache, number: int, mirrored: bool, text: str) -> dict[str, Any]:
+        moments, sizes = cache.picture(number, mirrored)
+        control = to_control(cache.control(number, mirrored))
         return {"moments": moments, "control": control, "sizes": sizes, "encoded_texts": cache.text(text)}
 
-    def picture_and_map(self, row: Row) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, ...]]:
+    def picture_and_map(
+        self, row: Row, mirrored: bool = False
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, ...]]:
         """Both under one geometry, and the sizes of a `Batch`."""
-        image, sizes = self.picture(row)
+        image, sizes = self.picture(row, mirrored)
         height, width = sizes[:2]
-        return image, self.control(row, width, height), sizes
+        return image, self.control(row, width, height, mirrored), sizes
 
-    def picture(self, row: Row) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
+    def picture(self, row: Row, mirrored: bool = False) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
         """Scaled to cover its size, the middle cut out; and the sizes of a `Batch`."""
-        image = read_picture(row.picture)
+        image = _mirrored(read_picture(row.picture), mirrored)
         height, width = image.shape[:2]
         to, window = self.geometry.cover(width, height)
         (top, bottom), (left, right) = ((side.start, side.stop) for side in window)
         sizes = (height, width, top, left, bottom - top, right - left)
         return resize_picture(image, to)[window].copy(), sizes
 
-    def control(self, row: Row, width: int, height: int) -> NDArray[np.uint8]:
+    def control(self, row: Row, width: int, height: int, mirrored: bool = False) -> NDArray[np.uint8]:
         """The map under the geometry of its picture, which has that width and height."""
         assert row.control is not None, "rows are read with their maps"
         to, window = self.geometry.cover(width, height)
-        return resize_map(read_picture(row.control), *to, self.values)[window].copy()
+        return resize_map(_mirrored(read_picture(row.control), mirrored), *to, self.values)[window].copy()
 
 
 def _copies(rows: list[Row]) -> list[int]:
@@ -190,6 +200,10 @@ def _copies(rows: list[Row]) -> list[int]:
         copies.append(seen[row.content])
         seen[row.content] += 1
     return copies
+
+
+def _mirrored(image: NDArray[np.uint8], mirrored: bool) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(image[:, ::-1]) if mirrored else image
 
 
 def to_pixels(image: NDArray[np.uint8]) -> torch.Tensor:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from controlkit.training.objective import Models
     from controlkit.training.store import Entries, Tensors
 
+View = tuple[int, bool]  # the number of a row, and whether it is mirrored
+
 FORMAT = 1  # raised when a change here or in the geometry of pictures and maps changes what is kept
 
 WITHOUT_EFFECT = frozenset(
@@ -47,18 +49,18 @@ WITHOUT_EFFECT = frozenset(
 
 
 class Cache:
-    """The entries of a run's rows, by the numbers that they have in its `ControlRows`."""
+    """The entries of a run's rows, by the numbers that they have in its `ControlRows` and whether they are mirrored."""
 
-    def __init__(self, keys: dict[int, tuple[str, str]], pictures: Entries, maps: Entries, texts: Entries) -> None:
+    def __init__(self, keys: dict[View, tuple[str, str]], pictures: Entries, maps: Entries, texts: Entries) -> None:
         self.keys = keys  # of the picture and of the map
         self.pictures, self.maps, self.texts = pictures, maps, texts
 
-    def picture(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        entry = self.pictures[self.keys[number][0]]
+    def picture(self, number: int, mirrored: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        entry = self.pictures[self.keys[number, mirrored][0]]
         return entry["moments"], entry["sizes"]
 
-    def control(self, number: int) -> NDArray[np.uint8]:
-        return unpack(self.maps[self.keys[number][1]])
+    def control(self, number: int, mirrored: bool) -> NDArray[np.uint8]:
+        return unpack(self.maps[self.keys[number, mirrored][1]])
 
     def text(self, text: str) -> Tensors:
         return self.texts[digest(text)]
@@ -78,10 +80,11 @@ def cache_rows(
     rows = [data.rows[number] for number in numbers]
     pictures = contents([row.picture for row in rows], dataset, processes)
     maps = contents([row.control for row in rows if row.control is not None], f"{dataset} maps", processes)
-    geometry = data.geometry.resolution, data.geometry.step
     keys = {
-        number: (digest(picture, *geometry), digest(picture, control_map, *geometry))
-        for number, picture, control_map in zip(numbers, pictures, maps, strict=True)
+        (number, mirrored): (digest(picture, *seen), digest(picture, control_map, *seen))
+        for number, row, picture, control_map in zip(numbers, rows, pictures, maps, strict=True)
+        for mirrored in ((False, True) if data.mirrors(row) else (False,))
+        for seen in [(data.geometry.resolution, data.geometry.step, mirrored)]
     }
     device = models.pipeline.unet.device
 
@@ -90,22 +93,27 @@ def cache_rows(
         moments = posterior_moments(models.pipeline.vae, to_pixels(image)[None].to(device))[0]
         return {"moments": moments, "sizes": torch.tensor(sizes)}
 
-    def load_map(number: int) -> NDArray[np.uint8]:
+    def load_picture(view: View) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
+        number, mirrored = view
+        return data.picture(data.rows[number], mirrored)
+
+    def load_map(view: View) -> NDArray[np.uint8]:
+        number, mirrored = view
         row = data.rows[number]
-        return data.control(row, *upright_size(row.picture))
+        return data.control(row, *upright_size(row.picture), mirrored)
 
     def encode_text(text: str) -> Tensors:
         return {name: tensor[0] for name, tensor in encode_prompts(models, [text], device).items()}
 
     of_pictures, made_pictures = _store("pictures", picture_recipe(models)).fill(
-        {picture: number for number, (picture, _) in keys.items()},
-        lambda number: data.picture(data.rows[number]),
+        {picture: view for view, (picture, _) in keys.items()},
+        load_picture,
         encode_picture,
         processes,
         say,
     )
     of_maps, made_maps = _store("maps", map_recipe(data.values)).fill(
-        {control_map: number for number, (_, control_map) in keys.items()}, load_map, pack, processes, say
+        {control_map: view for view, (_, control_map) in keys.items()}, load_map, pack, processes, say
     )
     of_texts, made_texts = _store("texts", text_recipe(models)).fill(
         {digest(text): text for text in {"", *(caption for row in rows for caption in row.captions)}},

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from controlkit.data.mirroring import may_mirror_maps
 from controlkit.diffusion.samplers import SAMPLERS, make_sampler
 from controlkit.errors import RequestError, known
 from controlkit.models.bases import DEFAULT_BASE
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 # What decides which rows are seen and what they are trained towards: another value makes it another run.
 RESUMED_WITH = (
     *("base", "base_prediction", "base_tokenizer", "controlnet", "seed", "only_mid_control", "decoder", "ema"),
-    *("data.path", "data.maps", "data.condition", "data.resolution", "data.buckets", "data.held_out"),
+    *("data.path", "data.maps", "data.condition", "data.resolution", "data.buckets", "data.flip", "data.held_out"),
     *("prompt_dropout", "control_dropout", "optimizer"),
     *(f"objective.{setting.name}" for setting in fields(ObjectiveConfig)),
 )
@@ -38,6 +39,7 @@ class DataConfig:
     condition: str = "canny"  # which of its control maps
     resolution: int | None = None  # pixels a side; null: what the base was trained at
     buckets: int | None = None  # sides are multiples of it (64 is usual), each picture near its shape; null: one square
+    flip: bool = False  # mirror half of the rows, anew each epoch, where neither map nor caption tells left from right
     held_out: float = 0.02  # share of the rows kept from training, for the samples
     workers: int = 0  # processes that read pictures ahead; 0: the training process reads
 
@@ -46,6 +48,8 @@ class DataConfig:
             yield f"data.resolution={self.resolution}: expected at least 1"
         if self.buckets is not None and self.buckets < 1:
             yield f"data.buckets={self.buckets}: expected a number of pixels, e.g. 64"
+        if self.flip and not may_mirror_maps(self.condition):
+            yield f"data.flip=true: {self.condition} maps tell left from right and cannot be mirrored; leave it out"
         if not 0 <= self.held_out < 1:
             yield f"data.held_out={self.held_out}: expected a share from 0 to below 1"
         if self.workers < 0:

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from controlkit.models.controlnets import make_controlnet
-from controlkit.models.locate import read_json
 from controlkit.models.quiet import quiet_libraries
 from controlkit.training.config import TrainConfig, resolution
 from controlkit.training.learned import Learned
@@ -204,7 +203,7 @@ def _in(dtype: torch.dtype, values: Any) -> Any:
 
 
 def _text_config(base: Base, suffix: str) -> dict[str, Any]:
-    return read_json(base.folder / f"text_encoder{suffix}" / "config.json")
+    return base.config(f"text_encoder{suffix}")
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

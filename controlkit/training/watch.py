@@ -86,7 +86,7 @@ class Watch:
         self.models = dataclasses.replace(models, controlnet=self.controlnet, unet=unet)
         self.edges = _edges(models.objective.first_timestep, models.objective.last_timestep, data.timesteps)
         seen = copy.copy(data)
-        seen.rows, seen.prompt_dropout, seen.control_dropout = rows, 0.0, 0.0
+        seen.rows, seen.prompt_dropout, seen.control_dropout, seen.flip = rows, 0.0, 0.0, False
         sizes = seen.sizes(processes)
         trials: list[list[tuple[int, int]]] = []
         for size in dict.fromkeys(sizes):

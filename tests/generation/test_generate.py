@@ -147,7 +147,11 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
     assert settings == {
         "format": 1, "kind": "picture", "prompt": "ü", "negative": "n", "sampler": "ddim", "steps": 3, "cfg": 3.5,
         "seed": 4, "width": 64, "height": 48, "annotate": False, "device": "cpu", "dtype": "float32",
-        "base": {"name": "random-sd15", "sha256": weights_sha256(find_base("random-sd15").folder)},
+        "base": {
+            "name": "random-sd15", "sha256": weights_sha256(find_base("random-sd15").folder),
+            "prediction": "epsilon", "tokenizer": None,
+        },
+        "vae": None, "loras": [], "embeddings": [],
         "controls": [{
             "file": str(edge), "type": "canny", "weight": 0.9, "start": 0.1, "end": 0.8,
             "sha256": hashlib.sha256(edge.read_bytes()).hexdigest(),
@@ -162,7 +166,9 @@ def test_a_request_has_no_setting_that_the_png_lacks():
     """A new field of a request must be written down with the picture."""
     fields = set(Request.__dataclass_fields__) - {"num"}
     written = {"prompt", "negative", "base", "controls", "sampler", "steps", "cfg", "seed", "annotate"}
-    assert fields - written == {"controlnets", "size"}  # beside their controls; as width and height
+    written |= {"vae", "loras", "embeddings"}
+    # Beside their controls; as width and height; beside the base.
+    assert fields - written == {"controlnets", "size", "prediction", "tokenizer"}
 
 
 def test_the_same_weights_have_the_same_hash_under_any_name(nets, tmp_path):

@@ -26,12 +26,14 @@ from controlkit.files import sha256
 from controlkit.generation.settings import read_settings
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet, make_controlnet, save_controlnet
-from controlkit.models.formats import configs, unet
+from controlkit.models.formats import configs, text, unet, vae
+from controlkit.models.formats.contents import TEXT_PREFIXES, base_contents
 from controlkit.models.formats.convert import find_model, folder_tensors, to_diffusers, to_webui
 from controlkit.models.formats.detect import kind_of
 from controlkit.models.formats.reading import TensorFile, read_tensors
+from controlkit.models.formats.single_file import empty_model, fitted
 from controlkit.models.random_base import RANDOM_BASES
-from tests.models.test_names import SD1, SD2, SDXL, same
+from tests.models.test_names import SD1, SD2, SDXL, prefixed, same
 
 PARTS = ("unet", "vae", "text_encoder")
 
@@ -195,6 +197,56 @@ def test_a_file_of_another_tool_is_read_by_its_shapes_alone(kind, container, tmp
             assert stated == found or [stated] * 2 == list(found), (part, key)
     assert file.prediction_type == "epsilon"
     assert bool(file.guesses) == (kind == "SD 2.x")
+
+
+def published(kind):
+    """All tensors of the family's published checkpoint, on the meta device."""
+    xl, second = kind == "SDXL", kind == "SD 2.x"
+    with torch.device("meta"):
+        network = UNet2DConditionModel(**{"SD 1.x": SD1, "SD 2.x": SD2, "SDXL": SDXL}[kind])
+        autoencoder = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2,
+        )  # fmt: skip
+        clip_l = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12))
+        wide = CLIPTextConfig(
+            hidden_size=1280 if xl else 1024, intermediate_size=5120 if xl else 4096,
+            num_hidden_layers=32 if xl else 23, projection_dim=1280,
+        )  # fmt: skip
+        open_clip = (CLIPTextModelWithProjection if xl else CLIPTextModel)(wide)
+    names = TEXT_PREFIXES[kind]
+    yield from prefixed(unet.unet_to_ldm(network.state_dict(), network.config), "model.diffusion_model.").items()
+    yield from prefixed(vae.vae_to_ldm(autoencoder.state_dict(), autoencoder.config), "first_stage_model.").items()
+    if not second:
+        ours = text.text_from_transformers(clip_l.state_dict())
+        yield from prefixed(ours, names["text_encoder"]).items()
+        yield names["text_encoder"] + "text_model.embeddings.position_ids", torch.empty(1, 77, device="meta")
+    if second or xl:
+        yield from prefixed(text.text_to_open_clip(open_clip.state_dict()), list(names.values())[-1]).items()
+
+
+@pytest.mark.parametrize(("kind", "count"), [("SD 1.x", 1131), ("SD 2.x", 1228), ("SDXL", 2515)])
+def test_a_published_checkpoint_is_opened_at_full_size(kind, count, tmp_path):
+    """A sparse file of gigabytes: found out from its header, with every tensor of every component in its place."""
+    header, end = {}, 0
+    for name, tensor in published(kind):
+        start, end = end, end + 2 * tensor.numel()
+        header[name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    path = tmp_path / "model.safetensors"
+    data = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(data).to_bytes(8, "little") + data)
+        file.truncate(8 + len(data) + end)
+    contents = base_contents(read_tensors(path))
+    assert len(header) == count
+    assert contents.layout == kind
+    for component in contents.parts:
+        fitted(empty_model(component, contents.configs[component]), contents.tensors(component), component)
+    heads = {"SD 1.x": (12, None), "SD 2.x": (16, None), "SDXL": (12, 20)}[kind]
+    for component, wanted in zip(("text_encoder", "text_encoder_2"), heads, strict=True):
+        assert wanted is None or contents.configs[component]["num_attention_heads"] == wanted
+    assert contents.configs["vae"]["scaling_factor"] == (0.13025 if kind == "SDXL" else 0.18215)
+    assert contents.configs["unet"]["sample_size"] == (128 if kind == "SDXL" else 64)
 
 
 def rewritten(source, target, metadata=None, drop=(), add=None):

@@ -196,5 +196,5 @@ def test_a_run_in_buckets_resumes_exactly_with_and_without_a_cache(mixed, tmp_pa
     ],
 )
 def test_buckets_that_do_not_fit_are_one_line(mixed, settings, words, capsys):
-    assert main(["train", f"data.path={mixed}", "base=random-sd15", *settings, "--dry-run"]) == 2
+    assert main(["train", "base=random-sd15", f"data.path={mixed}", *settings, "--dry-run"]) == 2
     assert words in capsys.readouterr().err

@@ -248,7 +248,8 @@ def test_the_setting_reaches_the_run(dataset, tmp_path, plain_run, setting):
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_one_line(dataset, tmp_path, capsys, settings, words):
-    assert main(["train", f"data.path={dataset}", f"output={tmp_path / 'run'}", *settings]) == 2
+    arguments = ["train", "base=random-sd15", f"data.path={dataset}", f"output={tmp_path / 'run'}", *settings]
+    assert main(arguments) == 2
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1

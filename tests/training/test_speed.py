@@ -2,10 +2,12 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
+from diffusers import ControlNetModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_controlnet
@@ -20,7 +22,7 @@ from controlkit.training.config import TrainConfig
 from controlkit.training.forecast import Kept
 from controlkit.training.objective import Models, control_loss
 from controlkit.training.optimizers import OPTIMIZERS, learning_rate, make_optimizer, missing_library
-from controlkit.training.speed import lay_out
+from controlkit.training.speed import compiled, lay_out
 from tests.training.test_learned import tensors
 from tests.training.test_train import SETTINGS, metrics, steps_of, train
 
@@ -280,17 +282,45 @@ def test_tf32_is_as_the_config_says(dataset, tmp_path, tf32):
     assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
 
 
-@pytest.mark.slow
-def test_compiled_networks_give_the_same_run(dataset, tmp_path):
-    from torch._dynamo.utils import counters
+@pytest.mark.parametrize("setting", ["true", "false"])
+def test_a_run_calls_what_was_compiled(dataset, tmp_path, monkeypatch, setting):
+    """ControlNet and UNet both, each step; samples are painted by the networks as they are."""
+    calls = []
 
-    counters.clear()
-    train(dataset, tmp_path / "plain")
-    assert not counters["frames"]
-    train(dataset, tmp_path / "run", "compile=true", "samples.every=4", "samples.steps=1", "samples.count=1")
-    assert counters["frames"]["ok"] >= 2
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
-    train(dataset, tmp_path / "run", "compile=true", "steps=6", "--resume")
+    def counted(network):
+        return lambda *inputs, **named: calls.append(type(network).__name__) or network(*inputs, **named)
+
+    monkeypatch.setattr(torch, "compile", counted)
+    sampled = ["samples.every=2", "samples.steps=1", "samples.count=1"]
+    train(dataset, tmp_path / "run", "steps=2", f"compile={setting}", *sampled)
+    assert calls == (["ControlNetModel", "UNet2DConditionModel"] * 2 if setting == "true" else [])
+
+
+def test_a_compiled_network_gives_the_same_loss_and_gradients(monkeypatch):
+    """Its graphs are run as they are: to turn them into a CPU's code takes minutes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    config = replace(TrainConfig(), compile=True)
+    torch.manual_seed(0)
+    shape = {"block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 8}
+    net = ControlNetModel(
+        **shape, down_block_types=("DownBlock2D",), mid_block_type="UNetMidBlock2D", attention_head_dim=2,
+        conditioning_embedding_out_channels=(4, 8),
+    )  # fmt: skip
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor([3, 500]), torch.randn(2, 5, 8), torch.rand(2, 3, 16, 16)
+
+    def loss_and_gradients(network):
+        net.zero_grad()
+        _, middle = network(*inputs, return_dict=False)
+        middle.square().mean().backward()
+        return middle.detach(), [each.grad.clone() for each in net.parameters() if each.grad is not None]
+
+    (plain, gradients), (fast, others) = loss_and_gradients(net), loss_and_gradients(compiled(config, net))
+    assert torch.allclose(plain, fast, rtol=1e-4, atol=1e-6)
+    assert all(torch.allclose(one, other, rtol=1e-3, atol=1e-6) for one, other in zip(gradients, others, strict=True))
+    assert type(compiled(config, net)).__name__ == "OptimizedModule"
+    assert compiled(TrainConfig(), net) is net
 
 
 # Presets

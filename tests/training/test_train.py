@@ -188,19 +188,24 @@ def test_two_processes_train_as_one_does(dataset, tmp_path):
     assert looks[0][0]["held_out_loss"] == pytest.approx(looks[1][0]["held_out_loss"], rel=1e-4)
     assert looks[0][0]["by_timestep"].keys() == looks[1][0]["by_timestep"].keys()
     ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert all(torch.allclose(ours[key], theirs[key], atol=1e-4) for key in ours)
+    # Adam steps by lr whatever the size of a gradient: where that is all but zero, its rounding decides.
+    differences = torch.cat([(ours[key] - theirs[key]).abs().flatten() for key in ours])
+    assert (differences > 1e-4).float().mean() < 1e-3
+    assert differences.max() < 1e-3
     assert (tmp_path / "two" / "samples" / "step-000004.png").exists()
 
 
-def test_accelerate_launch_without_arguments_trains(tmp_path):
-    """On a drawn world, with the base and by the config that come with the package."""
-    script = str(ROOT / "train_controlnet.py")
-    done = run("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", script, cwd=tmp_path)
+def test_accelerate_launch_needs_neither_base_nor_data_nor_config(tmp_path):
+    """On a drawn world, with the base and by the config that come with the package; cut short, as the README's first
+    line runs the whole of it."""
+    short = ["steps=4", "checkpoint_every=4", "samples.every=4", "samples.steps=2"]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", str(ROOT / "train_controlnet.py")]
+    done = run(*launch, *short, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "circles"
     ControlNetModel.from_pretrained(folder / "controlnet")
     config = build(TrainConfig, folder / "config.yaml")
-    assert config == build(TrainConfig, shipped_configs()["circles"])
+    assert config == build(TrainConfig, shipped_configs()["circles"], short)
     assert config.base == "toybox"
     assert len(steps_of(folder)) == config.steps
     assert (folder / "samples" / f"step-{config.steps:06d}.png").exists()

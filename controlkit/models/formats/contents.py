@@ -83,6 +83,8 @@ def base_contents(file: TensorFile) -> Contents:
     shapes = unet.shapes(file)
     if (kind := _CHANNELS.get(shapes["input_blocks.0.0.weight"][1])) is not None:
         raise RequestError(f"{file.path} is {kind} by its input channels; choose a text-to-image base")
+    if ("label_emb.0.0.weight" in shapes) != (layout == "SDXL"):
+        raise RequestError(f"{file.path} is an {layout} with other inputs (unCLIP, say); choose a text-to-image base")
     prediction = prediction_of(file, second=layout == "SD 2.x")
     try:
         configs = {

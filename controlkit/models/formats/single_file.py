@@ -208,8 +208,9 @@ def empty_model(component: str, config: dict[str, Any]) -> Any:
 def fill(model: Any, tensors: dict[str, torch.Tensor], dtype: torch.dtype | None, what: str) -> Any:
     """Give an empty model its weights, in that precision (None: as they are)."""
     tensors = fitted(model, tensors, what)
-    if dtype is not None:  # copied, so that nothing depends on the file any more
-        tensors = {name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}
+    if dtype is not None:
+        for name in tensors:  # one by one, so that gigabytes do not stand in memory twice
+            tensors[name] = tensors[name].to(dtype, copy=True)
     model.load_state_dict(tensors, strict=True, assign=True)
     return model
 
