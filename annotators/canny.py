@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from annotators.chance import stream
-from annotators.contract import Weightless, check_image
+from annotators.contract import Weightless, check_image, in_three_channels
 from annotators.registry import ANNOTATORS
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ class Canny(Weightless):
 
         check_image("canny", image)
         image = np.ascontiguousarray(image)
-        edges = cv2.Canny(image, *self.thresholds(image))
-        return np.repeat(edges[:, :, None], 3, axis=2).astype(np.uint8, copy=False)
+        return in_three_channels(cv2.Canny(image, *self.thresholds(image)))
 
     def thresholds(self, image: Image) -> tuple[float, float]:
         """Low and high for this picture."""

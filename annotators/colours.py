@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from annotators.contract import Weightless, check_image
+from annotators.contract import Weightless, check_image, in_three_channels
 from annotators.registry import ANNOTATORS
 
 if TYPE_CHECKING:
@@ -63,5 +63,4 @@ class Grey(Weightless):
         import numpy as np
 
         check_image("grey", image)
-        luma = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
-        return np.repeat(luma[:, :, None], 3, axis=2).astype(np.uint8, copy=False)
+        return in_three_channels(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY))

@@ -100,6 +100,14 @@ def check_image(name: str, image: Any) -> None:
     raise ValueError(f"{name}: expected uint8 (H, W, 3) RGB, got {dtype} {shape}; {advice}")
 
 
+def in_three_channels(grey: NDArray[Any]) -> Image:
+    """A map of one channel, uint8 (H, W), as the contract has it."""
+    import cv2
+    import numpy as np
+
+    return np.asarray(cv2.merge([grey.astype(np.uint8, copy=False)] * 3), dtype=np.uint8)  # np.repeat goes byte by byte
+
+
 def resize_map(control_map: Image, width: int, height: int, values: frozenset[int] | None) -> Image:
     """A map at another size that still keeps its annotator's contract.
 

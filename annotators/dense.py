@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from annotators.contract import check_image
+from annotators.contract import check_image, in_three_channels
 from annotators.geometry import padded, resized, scaled
 from annotators.network import NetworkAnnotator
 
@@ -51,8 +51,8 @@ class DenseAnnotator(NetworkAnnotator):
         """The map of a picture (height, width), from the raster (h, w, C) at its working size."""
         import numpy as np
 
-        values = resized(raster, height, width)
-        return np.repeat((values * 255).clip(0, 255).astype(np.uint8), 3 // values.shape[2], axis=2)
+        values = (resized(raster, height, width) * 255).clip(0, 255)
+        return in_three_channels(values[:, :, 0]) if values.shape[2] == 1 else values.astype(np.uint8)
 
     def batch(self, images: Sequence[Image]) -> list[Image]:
         rasters = self.rasters(images)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from annotators.contract import in_three_channels
 from annotators.dense import DenseAnnotator
 from annotators.geometry import resized
 
@@ -53,7 +54,4 @@ class DepthAnnotator(DenseAnnotator):
         ]
 
     def finish(self, raster: NDArray[np.float32], height: int, width: int) -> Image:
-        import numpy as np
-
-        grey = to_map(resized(self.nearness(raster), height, width)[:, :, 0])
-        return np.repeat(grey[:, :, None], 3, axis=2).astype(np.uint8, copy=False)
+        return in_three_channels(to_map(resized(self.nearness(raster), height, width)[:, :, 0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from annotators.contract import Weightless, check_image, resize_map
+from annotators.contract import Weightless, check_image, in_three_channels, resize_map
 from annotators.geometry import resized, scaled
 from annotators.registry import ANNOTATORS
 
@@ -38,7 +38,7 @@ class LineartStandard(Weightless):
         typical = max(16.0, float(np.median(lines))) if lines.size else 16.0
         bright = (darker / typical * 127).clip(0, 255)
         grey = resized(bright[:, :, None].astype(np.float32), *image.shape[:2])
-        return np.repeat(grey.astype(np.uint8), 3, axis=2)
+        return in_three_channels(grey[:, :, 0])
 
 
 @ANNOTATORS.register("scribble", backend="xdog")
@@ -61,7 +61,7 @@ class ScribbleXDoG(Weightless):
         darker = _darker_than_around(scaled(image, self.resolution), 0.5, 5.0)
         strokes = np.where(2 * darker > self.threshold, 255, 0).astype(np.uint8)
         height, width = image.shape[:2]
-        return resize_map(np.repeat(strokes[:, :, None], 3, axis=2), width, height, self.values)
+        return resize_map(in_three_channels(strokes), width, height, self.values)
 
 
 @ANNOTATORS.register("lineart", backend="invert")
@@ -90,7 +90,7 @@ class ScribbleThreshold(Weightless):
         check_image("scribble", image)
         luma = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
         strokes = np.where(luma < self.threshold, 255, 0).astype(np.uint8)
-        return np.repeat(strokes[:, :, None], 3, axis=2)
+        return in_three_channels(strokes)
 
 
 def _darker_than_around(image: Image, narrow: float, wide: float) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from annotators.chance import stream
-from annotators.contract import Weightless, check_image
+from annotators.contract import Weightless, check_image, in_three_channels
 from annotators.registry import ANNOTATORS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Inpaint(Weightless):
         while np.count_nonzero(mask) < wanted:
             box = chance.randint(2) == 0 if self.shapes == "mixed" else self.shapes == "boxes"
             (_add_box if box else _add_stroke)(mask, chance)
-        return np.repeat(mask[:, :, None], 3, axis=2)
+        return in_three_channels(mask)
 
 
 def _add_box(mask: Image, chance: np.random.RandomState) -> None:

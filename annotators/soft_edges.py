@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from annotators import auxiliary
-from annotators.contract import resize_map
+from annotators.contract import in_three_channels, resize_map
 from annotators.dense import DenseAnnotator, load_pickle, load_state
 from annotators.geometry import resized
 from annotators.registry import ANNOTATORS
@@ -84,7 +84,7 @@ class _Soft(DenseAnnotator):
         edges = resized(raster, height, width)
         if self.safe:
             edges = (np.floor(edges * 3) / 2).astype(np.float32)
-        return np.repeat((edges * 255).clip(0, 255).astype(np.uint8), 3, axis=2)
+        return in_three_channels((edges * 255).clip(0, 255)[:, :, 0])
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class _Strokes(DenseAnnotator):
         edges = (raster[:, :, 0] * 255).clip(0, 255).astype(np.uint8)
         crests = auxiliary.module("util").nms(edges, 127, 3.0)
         strokes = np.where(cv2.GaussianBlur(crests, (0, 0), 3.0) > 4, 255, 0).astype(np.uint8)
-        return resize_map(np.repeat(strokes[:, :, None], 3, axis=2), width, height, self.values)
+        return resize_map(in_three_channels(strokes), width, height, self.values)
 
 
 @ANNOTATORS.register("softedge", backend="hed", default=True)

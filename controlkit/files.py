@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,13 +19,15 @@ _UNFINISHED = ".unfinished-"
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write; it takes the name `path` when the block ends well and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=_UNFINISHED, dir=path.parent)
-    temporary = Path(name)
+    temporary = _beside(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        file = temporary.open("xb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("xb")
+    try:
+        with file:
             yield file
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -54,7 +57,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 def atomic_create_bytes(path: Path, data: bytes) -> None:
     """`atomic_write_bytes` that never replaces: FileExistsError if the name is taken, also by a process beside us."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_UNFINISHED}{os.getpid()}-{path.name}")
+    temporary = _beside(path)
     try:
         temporary.write_bytes(data)
         try:
@@ -116,11 +119,10 @@ def link_or_copy(source: Path, target: Path) -> None:
     if target.exists() and target.samefile(source):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{_UNFINISHED}{os.getpid()}-{target.name}")
-    temporary.unlink(missing_ok=True)
+    temporary = _beside(target)
     try:
         try:
-            temporary.hardlink_to(source.resolve())
+            temporary.hardlink_to(source.resolve() if source.is_symlink() else source)
         except OSError:  # another file system, or one without links
             shutil.copyfile(source, temporary)
         temporary.replace(target)
@@ -151,6 +153,11 @@ def cache_folder() -> Path:
     if own := os.environ.get("CONTROLKIT_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "controlkit"
+
+
+def _beside(path: Path) -> Path:
+    """A name that nobody else takes, as short as a name can be whose own is as long as a name may be."""
+    return path.with_name(_UNFINISHED + secrets.token_hex(8))
 
 
 def _umask() -> int:

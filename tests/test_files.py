@@ -1,6 +1,6 @@
 """Files appear whole or not at all."""
 
-import os
+from pathlib import Path
 
 import pytest
 
@@ -23,11 +23,10 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch
     path = tmp_path / "new" / "a.txt"
     atomic_write_bytes(path, b"old")
 
-    def full(handle, mode):
-        os.close(handle)
+    def full(self, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fdopen", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space"):
         atomic_write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
@@ -38,6 +37,14 @@ def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path):
     atomic_write_bytes(tmp_path / "ours", b"")
     (tmp_path / "theirs").write_bytes(b"")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    longest, another = tmp_path / ("a" * 255), tmp_path / ("b" * 255)
+    atomic_write_bytes(longest, b"1")
+    link_or_copy(longest, another)
+    atomic_create_bytes(tmp_path / ("c" * 255), b"1")
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"1"}
 
 
 def test_create_never_replaces(tmp_path):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from annotators import MissingWeights, annotate_many
+from annotators.contract import in_three_channels
 from annotators.depth import to_map
 from annotators.pose_json import PoseFiles
 from controlkit.data import folder as layout
@@ -136,7 +137,7 @@ class MapMaker:
         elif hasattr(source, "keypoints_of"):
             made = [Made(source.drawn(people), people) for people in source.keypoints_of(images)]
         elif self.depth16:
-            made = [Made(_grey(to_map(depth)), depth16=_deep(depth)) for depth in source.depths(images)]
+            made = [Made(in_three_channels(to_map(depth)), depth16=_deep(depth)) for depth in source.depths(images)]
         elif self._writes_keypoints:
             made = [Made(source(image), source.keypoints(image)) for image in images]
         else:
@@ -175,10 +176,6 @@ def failing_alone(
 
 def _failed(what: str, reason: Exception) -> Failed:
     return Failed(f"{what}: {' '.join(str(reason).split()) or type(reason).__name__}")
-
-
-def _grey(levels: NDArray[Any]) -> Image:
-    return np.repeat(levels[:, :, None], 3, axis=2).astype(np.uint8, copy=False)
 
 
 def _deep(depth: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -11,6 +11,7 @@ Only a few slices are in memory at a time, in order: some being decoded, one in 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import stat
 from collections import deque
@@ -86,8 +87,9 @@ class Slices:
         interpreter while they work."""
         import cv2
 
-        if self.workers > 1:
-            cv2.setNumThreads(1)  # the pictures share the cores already
+        _keep_freed_memory()
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)  # a worker is a core; the pictures share the cores already
         ahead = max(2, 4 * self.workers // self.size)
         begun: deque[list[Future[Outcome]]] = deque()
         ending: deque[list[Future[Outcome]]] = deque()
@@ -106,6 +108,7 @@ class Slices:
             finally:  # interrupted, or stopped by --strict: finish what networks have made, begin nothing more
                 for future in chain.from_iterable(begun):
                     future.cancel()
+                cv2.setNumThreads(threads)
 
     def _begin(self, name: str) -> Outcome:
         """Read a picture, decode it if a map is missing, and make the maps that need no network."""
@@ -193,3 +196,13 @@ class Slices:
     def _unreadable(self, outcome: Outcome, reason: str) -> Outcome:
         outcome.reasons, outcome.is_picture = [reason], False
         return outcome
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc hand the buffers of a picture to the next one. By itself it gives them back to the system after each
+    and fetches every page anew, which in threads costs a quarter of the time. Elsewhere there is no such setting."""
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, 1 << 30)
+        libc.mallopt(mmap_threshold, 32 << 20)

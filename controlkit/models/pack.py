@@ -32,4 +32,13 @@ def pack(source: Path, out: Path) -> int:
         config = unfinished / "text_encoder" / "config.json"
         text = {**read_json(config), "dtype": "float32"}
         config.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+        for file in unfinished.rglob("*.json"):
+            _forget_where_it_lay(file)
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+
+
+def _forget_where_it_lay(config: Path) -> None:
+    """diffusers writes the folder that something was loaded from; that is nobody's business where it is packed for."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    if isinstance(values, dict) and values.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

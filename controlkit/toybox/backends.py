@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from annotators import ANNOTATORS
+from annotators.contract import in_three_channels
 from annotators.depth import DepthAnnotator
 from annotators.geometry import padded, scaled
 from annotators.keypoints import People
@@ -56,8 +57,7 @@ class ToyboxDepth(DepthAnnotator):
 
         from annotators.geometry import resized
 
-        grey = np.round(resized(raster, height, width) * 255).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey, 3, axis=2)
+        return in_three_channels(np.round(resized(raster, height, width) * 255).clip(0, 255)[:, :, 0])
 
 
 @ANNOTATORS.register("pose", backend="toybox")

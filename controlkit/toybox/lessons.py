@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from annotators.contract import in_three_channels
 from annotators.keypoints import People
 from annotators.pose_drawing import draw
 from controlkit.data.pictures import read_picture
@@ -200,7 +201,7 @@ class DepthLesson(Lesson):
         shown = self.shown[:16]
         pictures, wanted = load_pictures(shown, self.config.size), _depth_maps(shown, self.config)
         read = (networks["network"](to_pixels(pictures).to(device))[:, 0] * 255).round().byte().cpu().numpy()
-        grey = [[np.repeat(each[:, :, None], 3, axis=2) for each in maps] for maps in (wanted, read)]
+        grey = [[in_three_channels(each) for each in maps] for maps in (wanted, read)]
         return [list(pictures), *grey]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from annotators.contract import in_three_channels
 from annotators.keypoints import People, Person
 from annotators.pose_drawing import draw
 from controlkit.toybox import dolls
@@ -62,7 +63,7 @@ class Room:
             image=rendering.image,
             caption=self.caption,
             maps={
-                "depth": np.repeat(rendering.depth_map[:, :, None], 3, axis=2),
+                "depth": in_three_channels(rendering.depth_map),
                 "pose": draw(people, size, size),
             },
             keypoints=people.to_json(),

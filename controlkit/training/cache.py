@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from annotators.contract import in_three_channels
 from controlkit.data.contents import contents
 from controlkit.data.pictures import upright_size
 from controlkit.files import cache_folder
@@ -181,7 +182,7 @@ def unpack(packed: Tensors) -> NDArray[np.uint8]:
         grey = packed["grey"].numpy()
     else:
         grey = np.unpackbits(packed["bits"].numpy(), axis=1, count=int(packed["width"])) * np.uint8(255)
-    return np.repeat(grey[:, :, None], 3, axis=2)
+    return in_three_channels(grey)
 
 
 def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:

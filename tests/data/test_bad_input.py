@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import datasets
@@ -14,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from controlkit import files
 from controlkit.cli.main import main
 from tests.conftest import draw_photo
 
@@ -257,7 +257,10 @@ def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(pictures, tmp_path, 
             super().write(data[: len(data) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fdopen", Full)
+    whole_open = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, mode="r", **how: Full(self, "x") if mode == "xb" else whole_open(self, mode, **how)
+    )
     annotate(pictures, "--workers", "1", code=2)
     monkeypatch.undo()
     assert "No space left on device" in capsys.readouterr().err

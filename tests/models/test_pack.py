@@ -1,5 +1,7 @@
 """`controlkit base pack`: half the bytes, the same pictures within the rounding of halves."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,15 @@ def test_what_cannot_be_packed(tmp_path, capsys):
     assert "exists; choose another folder" in capsys.readouterr().err
     assert main(["base", "pack", str(find_base("random-sdxl").folder), str(tmp_path / "out")]) == 2
     assert "expected a StableDiffusionPipeline" in capsys.readouterr().err
+
+
+def test_where_the_source_lay_is_not_told(tmp_path):
+    source = tmp_path / "secret-place"
+    shutil.copytree(find_base("random-sd15").folder, source)
+    main(["base", "pack", str(source), str(tmp_path / "packed"), "-q"])
+    texts = [path.read_text(encoding="utf-8") for path in (tmp_path / "packed").rglob("*.json")]
+    assert len(texts) > 5
+    assert not any("secret-place" in text for text in texts)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -256,7 +256,7 @@ def other_tokenizer(folder, models):
 
 
 def other_precision(folder, models):
-    torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.matmul.allow_tf32 = True
 
 
 def other_dtype(folder, models):
@@ -292,8 +292,8 @@ STALE = [
 @pytest.mark.parametrize(("change", "expected"), STALE, ids=[change.__name__ for change, _ in STALE])
 def test_what_is_stale_is_made_anew_and_nothing_else(change, expected, own_dataset, fresh_cache):
     """And the loss is then that of a training without a cache: a stale entry would show."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")  # a run before this one in the same process may have chosen another
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False  # a run before this one in the same process may have chosen otherwise
     models, _, _ = set_up("random-sdxl", own_dataset)
     assert cached(own_dataset, models)[1] == ALL
     assert cached(own_dataset, models)[1] == dict.fromkeys(ALL, 0)
@@ -306,7 +306,7 @@ def test_what_is_stale_is_made_anew_and_nothing_else(change, expected, own_datas
         plain = rows_of(own_dataset, **options)
         losses = [control_loss(models, batch_of(each, 4, 5)).item() for each in (data, plain)]
     finally:
-        torch.set_float32_matmul_precision(precision)
+        torch.backends.cuda.matmul.allow_tf32 = allowed
     assert made == dict.fromkeys(ALL, 0) | expected
     tolerance = 1e-2 if change is other_dtype else 1e-5  # bfloat16 rounds otherwise for two rows than for one
     assert abs(losses[0] - losses[1]) < tolerance

@@ -12,7 +12,7 @@ from controlkit.models.formats.names import Part
 from controlkit.models.formats.prediction import Prediction, prediction_of
 from controlkit.models.formats.text import text_from_open_clip, text_from_transformers
 from controlkit.models.formats.unet import unet_from_ldm
-from controlkit.models.formats.vae import vae_from_ldm
+from controlkit.models.formats.vae import vae_from_ldm, vae_part
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,6 @@ _SCALING = {"SD 1.x": 0.18215, "SD 2.x": 0.18215, "SDXL": 0.13025}
 _PIXELS = {"SD 1.x": 512, "SD 2.x": 512, "SDXL": 1024}
 _REFINER_WIDTH = 1280
 _CHANNELS = {5: "depth-to-image", 7: "an upscaler", 8: "InstructPix2Pix"}
-_VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def base_contents(file: TensorFile) -> Contents:
         raise RequestError(f"{file.path} is: {detect.kind_of(file)}; expected a base (a whole Stable Diffusion)")
     stated = stated_configs(file)
     unet = Part.of(file, detect.UNET_PREFIX)
-    vae = Part({name: there for name, there in Part.of(file, VAE_PREFIX).items() if name.startswith(_VAE_PARTS)})
+    vae = vae_part(file, VAE_PREFIX)
     layout, texts = _texts(file)
     if "encoder.conv_in.weight" not in vae or "decoder.conv_in.weight" not in vae:
         raise RequestError(f"{file.path} holds no VAE; expected a whole Stable Diffusion, not its UNet alone")

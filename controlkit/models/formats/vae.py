@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from controlkit.models.formats.names import inverse, rename, renamed
+from controlkit.models.formats.names import Part, inverse, rename, renamed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
 
     from controlkit.models.formats.names import Tensors
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 _ATTENTION_BEFORE_2023 = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _LINEAR = tuple(f"mid_block.attentions.0.{name}.weight" for name in _ATTENTION if name != "group_norm")
+_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+
+
+def vae_part(names: Iterable[str], prefix: str) -> Part:
+    """The autoencoder among the tensors of a file, under whichever names; not what was saved beside it."""
+    return Part({name: there for name, there in Part.of(names, prefix).items() if name.startswith(_PARTS)})
 
 
 def vae_from_ldm(tensors: Tensors, config: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import RequestError
 from controlkit.models.formats import detect
-from controlkit.models.formats.names import Part
 from controlkit.models.formats.reading import TensorFile, read_tensors
 from controlkit.models.formats.single_file import empty_model, fill, fitted
-from controlkit.models.formats.vae import vae_from_ldm
+from controlkit.models.formats.vae import vae_from_ldm, vae_part
 from controlkit.models.locate import read_json
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from controlkit.models.bases import Base
 
 _AGREE = ("latent_channels", "block_out_channels", "scaling_factor", "in_channels")
-_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,7 @@ class Vae:
         """Of a file, under diffusers' names."""
         assert self.file is not None
         prefix = detect.vae_prefix(self.file)
-        part = Part.of(self.file, prefix or "")
-        part = Part({name: there for name, there in part.items() if name.startswith(_PARTS)})
+        part = vae_part(self.file, prefix or "")
         return part.tensors(self.file) if prefix is None else vae_from_ldm(part.tensors(self.file), self.config)
 
     def load(self, **options: Any) -> Any:
