@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _FAINT = 0.02
 """Of the base's prediction: a control that moves it by less has hardly been learned."""
 
+_WORSE = 0.02
+"""Of the held-out loss: a young control makes it a little worse before it makes it better."""
+
 _CLIPPED = 10.0
 """Times `max_grad_norm`: gradients of which less than a tenth is left."""
 
@@ -37,7 +40,7 @@ def _of_learning(config: TrainConfig, last: dict[str, Any], steps: list[dict[str
     if zeros and not any(zeros.values()):
         gradients = f"the gradients have a norm of {median(norms):.2g}" if norms else "no step was made"
         return f"the zero convolutions are dead: still exactly zero behind step {step}; {gradients}, {lr}"
-    if control["high"] < 0:
+    if control["high"] < -_WORSE:
         return (
             f"lr is too high: with the control the held-out loss is {-control['mean']:.1%} worse than without it "
             f"({lr}; the control moves the prediction by {influence:.1%}); lower lr, by 10 to begin with"

@@ -376,6 +376,7 @@ def steps(norm=0.5):
     [
         (look(500, zeros=0.0, influence=0.0), 0.0, "the zero convolutions are dead"),
         (look(500, control=-0.4), 0.5, "lr is too high: with the control the held-out loss is 40.0% worse"),
+        (look(500, control=-0.01), 0.5, "no clear gain yet behind step 500: -1.0% of the loss"),
         (look(500, influence=0.001), 0.5, "hardly anything was learned: the control moves the prediction by 0.10%"),
         (look(500, influence=0.3), 50.0, "most of each step is clipped"),
         (look(500, control=0.3, read=0.0), 0.5, "either the maps do not belong to their pictures, or"),
