@@ -37,7 +37,7 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
     from controlkit.data.rows import read_datasets
     from controlkit.models.bases import DEFAULT_BASE, find_base
     from controlkit.processes import Processes
-    from controlkit.training.config import TrainConfig, check_against_base
+    from controlkit.training.config import TrainConfig, check_against_base, maps_on_disk
 
     notes = []
     if config_name is None and not any(setting.startswith("base=") for setting in settings):
@@ -51,7 +51,7 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
         for guess in base.guesses:
             output.say(guess)
         check_against_base(config, base)
-        rows = read_datasets(config.data.path, config.data.condition, maps=config.data.maps, say=output.say)
+        rows = read_datasets(config.data.path, maps_on_disk(config), maps=config.data.maps, say=output.say)
         expected = plan(config, base, len(rows), Processes.launched().count)
         data = to_dict(config) | {"rows": len(rows), "family": base.family, "plan": expected}
         told = [f"{len(rows)} rows · {base.family} · nothing was trained", *describe(expected).splitlines()]

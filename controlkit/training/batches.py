@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from controlkit.data.fresh_maps import FreshMaps
     from controlkit.data.geometry import Size
     from controlkit.data.rows import Row
     from controlkit.processes import Processes
@@ -92,8 +93,10 @@ class ControlRows(Dataset[dict[str, Any]]):
         objective: ObjectiveConfig | None = None,
         buckets: int | None = None,
         flip: bool = False,
+        fresh: FreshMaps | None = None,
     ) -> None:
         self.flip = flip
+        self.fresh = fresh
         self.rows = rows
         self.values = ANNOTATORS[condition].values if condition in ANNOTATORS else None
         self.resolution = resolution
@@ -133,7 +136,10 @@ class ControlRows(Dataset[dict[str, Any]]):
         caption = row.captions[int(uniform(*draw, "caption") * len(row.captions))]
         text = "" if emptied else caption
         mirrored = self.mirrors(row) and uniform(*draw, "flip") < 0.5
-        seen = self._read(row, mirrored) if self.cache is None else self._recall(self.cache, number, mirrored, text)
+        if self.cache is None:
+            seen = self._read(row, mirrored, epoch)
+        else:
+            seen = self._recall(self.cache, number, mirrored, text, epoch)
         if uniform(*draw, "control") < self.control_dropout:
             seen["control"] = torch.zeros_like(seen["control"])
         return {
@@ -157,35 +163,56 @@ class ControlRows(Dataset[dict[str, Any]]):
         """Whether the row is seen mirrored in half of the epochs."""
         return self.flip and may_mirror(row)
 
-    def _read(self, row: Row, mirrored: bool) -> dict[str, Any]:
-        image, control, sizes = self.picture_and_map(row, mirrored)
+    def _read(self, row: Row, mirrored: bool, epoch: int) -> dict[str, Any]:
+        image, control, sizes = self.picture_and_map(row, mirrored, epoch)
         return {"pixels": to_pixels(image), "control": to_control(control), "sizes": torch.tensor(sizes)}
 
-    @staticmethod
-    def _recall(cache: RowCache, number: int, mirrored: bool, text: str) -> dict[str, Any]:
+    def _recall(self, cache: RowCache, number: int, mirrored: bool, text: str, epoch: int) -> dict[str, Any]:
         moments, sizes = cache.picture(number, mirrored)
-        control = to_control(cache.control(number, mirrored))
-        return {"moments": moments, "control": control, "sizes": sizes, "encoded_texts": cache.text(text)}
+        if self.fresh is None:
+            control = cache.control(number, mirrored)
+        else:
+            control = self._fresh_map(self.fresh, self.rows[number], self._image(self.rows[number], mirrored), epoch)
+        return {
+            "moments": moments,
+            "control": to_control(control),
+            "sizes": sizes,
+            "encoded_texts": cache.text(text),
+        }
 
     def picture_and_map(
-        self, row: Row, mirrored: bool = False
+        self, row: Row, mirrored: bool = False, epoch: int = 0
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, ...]]:
         """Both under one geometry, and the sizes of a `Batch`."""
-        image, sizes = self.picture(row, mirrored)
+        image = self._image(row, mirrored)
+        picture, sizes = self._fitted(image)
+        if self.fresh is not None:
+            return picture, self._fresh_map(self.fresh, row, image, epoch), sizes
         height, width = sizes[:2]
-        return image, self.control(row, width, height, mirrored), sizes
+        return picture, self.control(row, width, height, mirrored), sizes
 
     def picture(self, row: Row, mirrored: bool = False) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
         """Scaled to cover its size, the middle cut out; and the sizes of a `Batch`."""
-        image = _mirrored(read_picture(row.picture), mirrored)
+        return self._fitted(self._image(row, mirrored))
+
+    def _image(self, row: Row, mirrored: bool) -> NDArray[np.uint8]:
+        return _mirrored(read_picture(row.picture), mirrored)
+
+    def _fitted(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
         height, width = image.shape[:2]
         to, window = self.geometry.cover(width, height)
         (top, bottom), (left, right) = ((side.start, side.stop) for side in window)
         sizes = (height, width, top, left, bottom - top, right - left)
         return resize_picture(image, to)[window].copy(), sizes
 
+    def _fresh_map(self, fresh: FreshMaps, row: Row, image: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
+        """Made of the whole picture, as those on the disk are."""
+        made = fresh.make(image, lambda name: uniform(self.seed, epoch, row.content, "map", name))
+        to, window = self.geometry.cover(image.shape[1], image.shape[0])
+        return resize_map(made, *to, self.values)[window].copy()
+
     def control(self, row: Row, width: int, height: int, mirrored: bool = False) -> NDArray[np.uint8]:
-        """The map under the geometry of its picture, which has that width and height."""
+        """The map on the disk under the geometry of its picture, which has that width and height."""
         assert row.control is not None, "rows are read with their maps"
         to, window = self.geometry.cover(width, height)
         return resize_map(_mirrored(read_picture(row.control), mirrored), *to, self.values)[window].copy()

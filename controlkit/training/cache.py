@@ -80,7 +80,9 @@ def cache_rows(
     call it together. `dataset` is what the rows were asked for by."""
     rows = [data.rows[number] for number in numbers]
     pictures = contents([row.picture for row in rows], dataset, processes)
-    maps = contents([row.control for row in rows if row.control is not None], f"{dataset} maps", processes)
+    # Maps made while training are not kept: each epoch has others.
+    controls = [row.control for row in rows if row.control is not None and data.fresh is None]
+    maps = contents(controls, f"{dataset} maps", processes) or [""] * len(rows)
     keys = {
         (number, mirrored): (digest(picture, *seen), digest(picture, control_map, *seen))
         for number, row, picture, control_map in zip(numbers, rows, pictures, maps, strict=True)
@@ -114,7 +116,7 @@ def cache_rows(
         say,
     )
     of_maps, made_maps = _store("maps", map_recipe(data.values)).fill(
-        {control_map: view for view, (_, control_map) in keys.items()}, load_map, pack, processes, say
+        {control_map: view for view, (_, control_map) in keys.items() if controls}, load_map, pack, processes, say
     )
     of_texts, made_texts = _store("texts", text_recipe(models)).fill(
         {digest(text): text for text in {"", *(caption for row in rows for caption in row.captions)}},

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from controlkit.data.fresh_maps import FreshMaps
 from controlkit.data.mirroring import may_mirror_maps
 from controlkit.diffusion.samplers import SAMPLERS, make_sampler
 from controlkit.errors import RequestError, known
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 RESUMED_WITH = (
     *("base", "base_prediction", "base_tokenizer", "controlnet", "seed", "only_mid_control", "decoder", "ema"),
     *("data.path", "data.maps", "data.condition", "data.resolution", "data.buckets", "data.flip", "data.held_out"),
-    *("prompt_dropout", "control_dropout", "optimizer"),
+    *("data.annotate", "prompt_dropout", "control_dropout", "optimizer"),
     *(f"objective.{setting.name}" for setting in fields(ObjectiveConfig)),
 )
 
@@ -40,6 +41,7 @@ class DataConfig:
     resolution: int | None = None  # pixels a side; null: what the base was trained at
     buckets: int | None = None  # sides are multiples of it (64 is usual), each picture near its shape; null: one square
     flip: bool = False  # mirror half of the rows, anew each epoch, where neither map nor caption tells left from right
+    annotate: tuple[str, ...] | None = None  # make the maps while training: [low=20..60, high=90..300], drawn anew
     held_out: float = 0.02  # share of the rows kept from training, for the samples
     workers: int = 0  # processes that read pictures ahead; 0: the training process reads
 
@@ -50,6 +52,13 @@ class DataConfig:
             yield f"data.buckets={self.buckets}: expected a number of pixels, e.g. 64"
         if self.flip and not may_mirror_maps(self.condition):
             yield f"data.flip=true: {self.condition} maps tell left from right and cannot be mirrored; leave it out"
+        if self.annotate is not None:
+            try:
+                FreshMaps.of(self.condition, self.annotate)
+            except RequestError as reason:
+                yield str(reason)
+            if self.maps is not None:
+                yield f"data.annotate makes the maps, and data.maps={self.maps} holds some; leave one of the two out"
         if not 0 <= self.held_out < 1:
             yield f"data.held_out={self.held_out}: expected a share from 0 to below 1"
         if self.workers < 0:
@@ -152,6 +161,11 @@ class TrainConfig:
             yield f"max_minutes={self.max_minutes:g}: expected 0 or more, or null"
         if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
             yield f"push_to_hub={self.push_to_hub}: expected OWNER/NAME, or null"
+
+
+def maps_on_disk(config: TrainConfig) -> str | None:
+    """The type of the maps that the dataset has to have; None where they are made while training."""
+    return config.data.condition if config.data.annotate is None else None
 
 
 def resolution(config: TrainConfig, base: Base) -> int:
