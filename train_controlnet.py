@@ -17,7 +17,7 @@ import torch
 
 from controlkit.config import to_dict
 from controlkit.data.fresh_maps import FreshMaps
-from controlkit.data.rows import held_out, read_datasets
+from controlkit.data.rows import held_out
 from controlkit.errors import RequestError
 from controlkit.files import atomic_write_text
 from controlkit.generation.pipelines import control_pipeline, load_parts
@@ -29,7 +29,7 @@ from controlkit.training.batches import ControlRows, make_batches, rows_to_come
 from controlkit.training.cache import cache_rows
 from controlkit.training.card import CURVES, model_card
 from controlkit.training.checkpoints import State, drop_old_checkpoints, load_checkpoint, save_checkpoint
-from controlkit.training.config import RESUMED_WITH, TrainConfig, check_against_base, maps_on_disk, resolution
+from controlkit.training.config import RESUMED_WITH, TrainConfig, check_against_base, read_rows, resolution
 from controlkit.training.curves import draw_curves
 from controlkit.training.encoders import let_encoders_rest
 from controlkit.training.guard import Guard
@@ -63,7 +63,7 @@ def train(
         say(guess)
     check_against_base(config, base)
     processes = Processes.launched()
-    rows = read_datasets(config.data.path, maps_on_disk(config), maps=config.data.maps, say=say, processes=processes)
+    rows = read_rows(config, say, processes)
     kept_back = [row for row in rows if held_out(row.content, config.data.held_out)]
     learned = [row for row in rows if not held_out(row.content, config.data.held_out)]
     if not learned:

@@ -34,10 +34,9 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
     import controlkit.toybox.register  # noqa: F401  (its worlds can be named as data.path)
     from controlkit.cli.output import Output
     from controlkit.config import build, find_config, to_dict, to_yaml
-    from controlkit.data.rows import read_datasets
     from controlkit.models.bases import DEFAULT_BASE, find_base
     from controlkit.processes import Processes
-    from controlkit.training.config import TrainConfig, check_against_base, maps_on_disk
+    from controlkit.training.config import TrainConfig, check_against_base, read_rows
 
     notes = []
     if config_name is None and not any(setting.startswith("base=") for setting in settings):
@@ -51,7 +50,7 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
         for guess in base.guesses:
             output.say(guess)
         check_against_base(config, base)
-        rows = read_datasets(config.data.path, maps_on_disk(config), maps=config.data.maps, say=output.say)
+        rows = read_rows(config, output.say)
         expected = plan(config, base, len(rows), Processes.launched().count)
         data = to_dict(config) | {"rows": len(rows), "family": base.family, "plan": expected}
         told = [f"{len(rows)} rows · {base.family} · nothing was trained", *describe(expected).splitlines()]

@@ -34,8 +34,8 @@ WORLDS: dict[str, Callable[[int | None, Callable[[str], None]], Path]] = {}
 
 @dataclass(frozen=True)
 class Row:
-    """One picture. `content` is its SHA-256: it names the row whatever the file is called. `control` and `label` are
-    there where they were asked for."""
+    """One picture. `content` is its SHA-256: it names the row whatever the file is called. `control`, `label` and
+    `mask` are there where they were asked for; a row without a mask counts as a whole."""
 
     file_name: str
     picture: Readable
@@ -43,6 +43,7 @@ class Row:
     content: str
     control: Readable | None = None
     label: str | None = None
+    mask: Readable | None = None
 
     @property
     def caption(self) -> str:
@@ -63,6 +64,7 @@ def read_datasets(
     *,
     maps: str | None = None,
     label: str | None = None,
+    mask: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     processes: Processes | None = None,
 ) -> list[Row]:
@@ -72,7 +74,9 @@ def read_datasets(
         raise RequestError(f"data.maps={maps}: goes with one folder of pictures, but data.path={path} is none")
     folder = None if maps is None else Path(maps).expanduser()
     return [
-        row for data in found for row in read_dataset(data, condition, maps=folder, label=label, processes=processes)
+        row
+        for data in found
+        for row in read_dataset(data, condition, maps=folder, label=label, mask=mask, processes=processes)
     ]
 
 
@@ -82,10 +86,12 @@ def read_dataset(
     *,
     maps: Path | None = None,
     label: str | None = None,
+    mask: str | None = None,
     processes: Processes | None = None,
 ) -> list[Row]:
     """The rows of a dataset in any form, in its order: with a `condition` those that have a map of that type, which for
-    the first of two folders lie in `maps`; with a `label` the value of that column, or of `column.key` in its JSON.
+    the first of two folders lie in `maps`; with a `label` the value of that column, or of `column.key` in its JSON;
+    with a `mask` the map of that name.
 
     Called by all processes together, each hashes its share of the pictures.
     """
@@ -94,11 +100,16 @@ def read_dataset(
     if condition is not None:
         found = [each for each in found if condition in each.maps] or _refuse(data, condition, found)
         controls = [each.maps[condition] for each in found]
+    masks = [None if mask is None else each.maps.get(mask) for each in found]
+    if mask is not None and not any(masks):
+        types = sorted({type for each in found for type in each.maps})
+        raise RequestError(f"data.mask={mask}: no row of {data} has a map of that name: {known(mask, types)}")
     _refuse_missing(data, condition, found, controls)
+    _refuse_missing(data, None, found, masks)
     return [
-        Row(each.file_name, each.picture, each.captions, content, control, label and _label(each, label))
-        for each, control, content in zip(
-            found, controls, _contents(data, found, controls, processes or Processes()), strict=True
+        Row(each.file_name, each.picture, each.captions, content, control, label and _label(each, label), own_mask)
+        for each, control, own_mask, content in zip(
+            found, controls, masks, _contents(data, found, controls, processes or Processes()), strict=True
         )
     ]
 

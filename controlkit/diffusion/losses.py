@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 LOSSES = ("l1", "l2", "huber")
 
 
-def per_item(name: str, prediction: Tensor, wanted: Tensor, *, delta: float = 1.0) -> Tensor:
-    """(B,): mean of |d|, of d², or of Huber's d²/2 up to delta and straight beyond."""
+def per_item(
+    name: str, prediction: Tensor, wanted: Tensor, *, delta: float = 1.0, weight: Tensor | None = None
+) -> Tensor:
+    """(B,): mean of |d|, of d², or of Huber's d²/2 up to delta and straight beyond.
+
+    `weight` (B, h, w) says how much each place counts: the mean is over the places that do, so that a row of which
+    little counts weighs as much as another; 0 where nothing does.
+    """
     if name not in LOSSES:
         raise unknown("loss", name, LOSSES)
     if prediction.shape != wanted.shape:
@@ -35,10 +41,15 @@ def per_item(name: str, prediction: Tensor, wanted: Tensor, *, delta: float = 1.
             f"prediction {tuple(prediction.shape)} and target {tuple(wanted.shape)}: expected equal shapes"
         )
     if name == "l1":
-        return mean_per_item(F.l1_loss(prediction, wanted, reduction="none"))
-    if name == "l2":
-        return mean_per_item(F.mse_loss(prediction, wanted, reduction="none"))
-    return mean_per_item(F.huber_loss(prediction, wanted, reduction="none", delta=delta))
+        losses = F.l1_loss(prediction, wanted, reduction="none")
+    elif name == "l2":
+        losses = F.mse_loss(prediction, wanted, reduction="none")
+    else:
+        losses = F.huber_loss(prediction, wanted, reduction="none", delta=delta)
+    if weight is None:
+        return mean_per_item(losses)
+    counted = mean_per_item(weight)
+    return mean_per_item(losses * weight[:, None]) / counted.where(counted > 0, 1)
 
 
 def l_simple(prediction: Tensor, wanted: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from controlkit.data.fresh_maps import FreshMaps
     from controlkit.data.geometry import Size
+    from controlkit.data.readable import Readable
     from controlkit.data.rows import Row
     from controlkit.processes import Processes
 
@@ -49,6 +50,7 @@ class Batch:
     moments: torch.Tensor | None = None  # (B, 2C, h, w), mean and log-variance of the VAE's posterior
     encoded_texts: dict[str, torch.Tensor] | None = None  # (B, …) each: hidden, for SDXL pooled
     perturbation: torch.Tensor | None = None  # (B, C, h, w), added to the noise of the input alone
+    mask: torch.Tensor | None = None  # (B, h, w) in [0, 1], how much each latent cell counts in the loss
 
     def to(self, device: torch.device) -> Batch:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -72,6 +74,8 @@ class RowCache(Protocol):
         """The VAE's moments (2C, h, w), and the sizes of a `Batch`."""
 
     def control(self, number: int, mirrored: bool) -> NDArray[np.uint8]: ...
+
+    def mask(self, number: int, mirrored: bool) -> NDArray[np.uint8] | None: ...
 
     def text(self, text: str) -> dict[str, torch.Tensor]: ...
 
@@ -116,6 +120,7 @@ class ControlRows(Dataset[dict[str, Any]]):
     def rows(self, rows: list[Row]) -> None:
         """Other rows have other numbers, by which a cache knew them."""
         self._rows, self._copies = rows, _copies(rows)
+        self.masked = any(row.mask is not None for row in rows)
         self.cache: RowCache | None = None
         self._sizes: list[Size] | None = None
 
@@ -142,11 +147,14 @@ class ControlRows(Dataset[dict[str, Any]]):
             seen = self._recall(self.cache, number, mirrored, text, epoch)
         if uniform(*draw, "control") < self.control_dropout:
             seen["control"] = torch.zeros_like(seen["control"])
+        latent_shape = self._latent_shape(seen["control"])
+        if self.masked:
+            seen["mask"] = _cells(seen["mask"], latent_shape)
         return {
             **seen,
             "texts": text,
             "emptied": torch.tensor(emptied),
-            **draw_noise(self.objective, draw, self._latent_shape(seen["control"]), self.timesteps),
+            **draw_noise(self.objective, draw, latent_shape, self.timesteps),
         }
 
     def key(self, epoch: int, number: int) -> tuple[object, ...]:
@@ -165,7 +173,9 @@ class ControlRows(Dataset[dict[str, Any]]):
 
     def _read(self, row: Row, mirrored: bool, epoch: int) -> dict[str, Any]:
         image, control, sizes = self.picture_and_map(row, mirrored, epoch)
-        return {"pixels": to_pixels(image), "control": to_control(control), "sizes": torch.tensor(sizes)}
+        read = {"pixels": to_pixels(image), "control": to_control(control), "sizes": torch.tensor(sizes)}
+        height, width = sizes[:2]
+        return {**read, "mask": self.mask(row, width, height, mirrored)} if self.masked else read
 
     def _recall(self, cache: RowCache, number: int, mirrored: bool, text: str, epoch: int) -> dict[str, Any]:
         moments, sizes = cache.picture(number, mirrored)
@@ -173,12 +183,13 @@ class ControlRows(Dataset[dict[str, Any]]):
             control = cache.control(number, mirrored)
         else:
             control = self._fresh_map(self.fresh, self.rows[number], self._image(self.rows[number], mirrored), epoch)
-        return {
+        recalled = {
             "moments": moments,
             "control": to_control(control),
             "sizes": sizes,
             "encoded_texts": cache.text(text),
         }
+        return {**recalled, "mask": cache.mask(number, mirrored)} if self.masked else recalled
 
     def picture_and_map(
         self, row: Row, mirrored: bool = False, epoch: int = 0
@@ -214,8 +225,17 @@ class ControlRows(Dataset[dict[str, Any]]):
     def control(self, row: Row, width: int, height: int, mirrored: bool = False) -> NDArray[np.uint8]:
         """The map on the disk under the geometry of its picture, which has that width and height."""
         assert row.control is not None, "rows are read with their maps"
+        return self._fitted_map(row.control, width, height, mirrored, self.values)
+
+    def mask(self, row: Row, width: int, height: int, mirrored: bool = False) -> NDArray[np.uint8] | None:
+        """The mask under the geometry of its picture; None where the row has none and counts as a whole."""
+        return None if row.mask is None else self._fitted_map(row.mask, width, height, mirrored, None)
+
+    def _fitted_map(
+        self, source: Readable, width: int, height: int, mirrored: bool, values: frozenset[int] | None
+    ) -> NDArray[np.uint8]:
         to, window = self.geometry.cover(width, height)
-        return resize_map(_mirrored(read_picture(row.control), mirrored), *to, self.values)[window].copy()
+        return resize_map(_mirrored(read_picture(source), mirrored), *to, values)[window].copy()
 
 
 def _copies(rows: list[Row]) -> list[int]:
@@ -241,6 +261,14 @@ def to_pixels(image: NDArray[np.uint8]) -> torch.Tensor:
 def to_control(control_map: NDArray[np.uint8]) -> torch.Tensor:
     """(H, W, 3) of 0 to 255 -> (3, H, W) in [0, 1]."""
     return torch.from_numpy(control_map).permute(2, 0, 1).float() / 255
+
+
+def _cells(mask: NDArray[np.uint8] | None, latent_shape: tuple[int, int, int]) -> torch.Tensor:
+    """(h, w) in [0, 1]: the share of each latent cell that counts."""
+    if mask is None:
+        return torch.ones(latent_shape[1:])
+    share = torch.from_numpy(mask[:, :, 0]).float() / 255
+    return torch.nn.functional.adaptive_avg_pool2d(share[None], latent_shape[1:])[0]
 
 
 def rows_to_come(dataset: ControlRows, *, start: int, count: int, batch_size: int, processes: Processes) -> list[int]:

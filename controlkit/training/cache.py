@@ -52,8 +52,10 @@ WITHOUT_EFFECT = frozenset(
 class Cache:
     """The entries of a run's rows, by the numbers that they have in its `ControlRows` and whether they are mirrored."""
 
-    def __init__(self, keys: dict[View, tuple[str, str]], pictures: Entries, maps: Entries, texts: Entries) -> None:
-        self.keys = keys  # of the picture and of the map
+    def __init__(
+        self, keys: dict[View, tuple[str, str, str | None]], pictures: Entries, maps: Entries, texts: Entries
+    ) -> None:
+        self.keys = keys  # of the picture, the map and the mask
         self.pictures, self.maps, self.texts = pictures, maps, texts
 
     def picture(self, number: int, mirrored: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,6 +64,10 @@ class Cache:
 
     def control(self, number: int, mirrored: bool) -> NDArray[np.uint8]:
         return unpack(self.maps[self.keys[number, mirrored][1]])
+
+    def mask(self, number: int, mirrored: bool) -> NDArray[np.uint8] | None:
+        key = self.keys[number, mirrored][2]
+        return unpack(self.maps[key]) if key else None
 
     def text(self, text: str) -> Tensors:
         return self.texts[digest(text)]
@@ -83,8 +89,14 @@ def cache_rows(
     # Maps made while training are not kept: each epoch has others.
     controls = [row.control for row in rows if row.control is not None and data.fresh is None]
     maps = contents(controls, f"{dataset} maps", processes) or [""] * len(rows)
-    keys = {
-        (number, mirrored): (digest(picture, *seen), digest(picture, control_map, *seen))
+    masked = {number: row.mask for number, row in zip(numbers, rows, strict=True) if row.mask is not None}
+    masks = dict(zip(masked, contents(list(masked.values()), f"{dataset} masks", processes), strict=True))
+    keys: dict[View, tuple[str, str, str | None]] = {
+        (number, mirrored): (
+            digest(picture, *seen),
+            digest(picture, control_map, *seen),
+            digest(picture, masks[number], "mask", *seen) if number in masks else None,
+        )
         for number, row, picture, control_map in zip(numbers, rows, pictures, maps, strict=True)
         for mirrored in ((False, True) if data.mirrors(row) else (False,))
         for seen in [(data.geometry.resolution, data.geometry.step, mirrored)]
@@ -100,24 +112,27 @@ def cache_rows(
         number, mirrored = view
         return data.picture(data.rows[number], mirrored)
 
-    def load_map(view: View) -> NDArray[np.uint8]:
-        number, mirrored = view
+    def load_map(wanted: tuple[View, bool]) -> NDArray[np.uint8]:
+        (number, mirrored), is_mask = wanted
         row = data.rows[number]
-        return data.control(row, *upright_size(row.picture), mirrored)
+        fitted = (data.mask if is_mask else data.control)(row, *upright_size(row.picture), mirrored)
+        assert fitted is not None, "a key stands for a file"
+        return fitted
 
     def encode_text(text: str) -> Tensors:
         return {name: tensor[0] for name, tensor in encode_prompts(models, [text], device).items()}
 
     of_pictures, made_pictures = _store("pictures", picture_recipe(models)).fill(
-        {picture: view for view, (picture, _) in keys.items()},
+        {picture: view for view, (picture, *_) in keys.items()},
         load_picture,
         encode_picture,
         processes,
         say,
     )
-    of_maps, made_maps = _store("maps", map_recipe(data.values)).fill(
-        {control_map: view for view, (_, control_map) in keys.items() if controls}, load_map, pack, processes, say
-    )
+    to_fit: dict[str, tuple[View, bool]] = {}
+    for view, (_, control_map, mask) in keys.items():
+        to_fit |= ({control_map: (view, False)} if controls else {}) | ({mask: (view, True)} if mask else {})
+    of_maps, made_maps = _store("maps", map_recipe(data.values)).fill(to_fit, load_map, pack, processes, say)
     of_texts, made_texts = _store("texts", text_recipe(models)).fill(
         {digest(text): text for text in {"", *(caption for row in rows for caption in row.captions)}},
         lambda text: text,

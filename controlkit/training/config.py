@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from controlkit.data.fresh_maps import FreshMaps
 from controlkit.data.mirroring import may_mirror_maps
+from controlkit.data.rows import read_datasets
 from controlkit.diffusion.samplers import SAMPLERS, make_sampler
 from controlkit.errors import RequestError, known
 from controlkit.models.bases import DEFAULT_BASE
@@ -19,16 +20,18 @@ from controlkit.training.reports import check_report_to
 from controlkit.training.watch_config import WatchConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from controlkit.data.rows import Row
     from controlkit.models.bases import Base
+    from controlkit.processes import Processes
 
 
 # What decides which rows are seen and what they are trained towards: another value makes it another run.
 RESUMED_WITH = (
     *("base", "base_prediction", "base_tokenizer", "controlnet", "seed", "only_mid_control", "decoder", "ema"),
     *("data.path", "data.maps", "data.condition", "data.resolution", "data.buckets", "data.flip", "data.held_out"),
-    *("data.annotate", "prompt_dropout", "control_dropout", "optimizer"),
+    *("data.annotate", "data.mask", "prompt_dropout", "control_dropout", "optimizer"),
     *(f"objective.{setting.name}" for setting in fields(ObjectiveConfig)),
 )
 
@@ -42,6 +45,7 @@ class DataConfig:
     buckets: int | None = None  # sides are multiples of it (64 is usual), each picture near its shape; null: one square
     flip: bool = False  # mirror half of the rows, anew each epoch, where neither map nor caption tells left from right
     annotate: tuple[str, ...] | None = None  # make the maps while training: [low=20..60, high=90..300], drawn anew
+    mask: str | None = None  # which of the dataset's maps says where the loss counts: white all, black not at all
     held_out: float = 0.02  # share of the rows kept from training, for the samples
     workers: int = 0  # processes that read pictures ahead; 0: the training process reads
 
@@ -163,9 +167,11 @@ class TrainConfig:
             yield f"push_to_hub={self.push_to_hub}: expected OWNER/NAME, or null"
 
 
-def maps_on_disk(config: TrainConfig) -> str | None:
-    """The type of the maps that the dataset has to have; None where they are made while training."""
-    return config.data.condition if config.data.annotate is None else None
+def read_rows(config: TrainConfig, say: Callable[[str], None], processes: Processes | None = None) -> list[Row]:
+    """The rows that the config names; without maps where those are made while training."""
+    data = config.data
+    condition = data.condition if data.annotate is None else None
+    return read_datasets(data.path, condition, maps=data.maps, mask=data.mask, say=say, processes=processes)
 
 
 def resolution(config: TrainConfig, base: Base) -> int:

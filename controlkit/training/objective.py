@@ -81,7 +81,7 @@ def losses_of(models: Models, batch: Batch, x_0: torch.Tensor, predicted: torch.
     """(B,): how far off each row's prediction is, as the objective measures and weighs it."""
     objective, alpha_bar_t = models.objective, models.alpha_bar[batch.timesteps]
     wanted = target(models.base.prediction_type, x_0, batch.noise, alpha_bar_t)
-    losses = per_item(objective.loss, predicted.float(), wanted, delta=objective.huber_delta)
+    losses = per_item(objective.loss, predicted.float(), wanted, delta=objective.huber_delta, weight=batch.mask)
     return losses if models.weights is None else losses * models.weights[batch.timesteps]
 
 
