@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from controlkit.cli.from_scratch import run, run_options
 from controlkit.cli.output import common_options
 
 if TYPE_CHECKING:
@@ -20,39 +21,18 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]…")
-@click.option("--config", "config_name", metavar="NAME_OR_FILE", help="A YAML of yours, or one of ours by name.")
-@click.option("--dry-run", is_flag=True, help="Check the config, print it resolved, train nothing.")
-@click.option("--resume", is_flag=True, help="Go on from the newest sound checkpoint in the output folder.")
-@common_options(answers=True)
-def train(settings: tuple[str, ...], config_name: str | None, dry_run: bool, resume: bool, output: Output) -> int:
+@run_options
+def train(**options: Any) -> int:
     """Train a base: `train=vae` its autoencoder, `train=unet` the diffusion model.
 
     Unconditional, by class or from captions (condition=none, class, text), in pixels or in the latents of an
     autoencoder (vae.path=RUN/vae). RUN/pipeline is laid out as diffusers has it: DDPMPipeline for pixels without
     captions, StableDiffusionPipeline for latents.
     """
-    import controlkit.toybox.register  # noqa: F401  (its worlds can be named as data.path)
-    from controlkit.cli.output import Output
-    from controlkit.config import build, find_config, to_dict, to_yaml
-    from controlkit.processes import Processes
+    from controlkit.training.base import train_base
     from controlkit.training.base_config import BaseConfig
 
-    config = build(BaseConfig, find_config(config_name) if config_name else None, settings)
-    if dry_run:
-        output.answer(to_yaml(config) + "# nothing was trained", to_dict(config))
-        return 0
-
-    from controlkit.training.base import train_base
-
-    processes = Processes.launched()
-    if not processes.first:
-        output = Output(quiet=True)
-    with output.progress("train", "steps") as progress:
-        result = train_base(config, resume=resume, say=output.say, progress=progress)
-    if processes.first:
-        output.answer(f"{result} is ready; look at {result.parent / 'samples'}", {"result": str(result)})
-    return 0
+    return run(BaseConfig, train_base, **options)
 
 
 @command.command()

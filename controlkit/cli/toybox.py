@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from controlkit.cli.from_scratch import run, run_options
 from controlkit.cli.output import common_options
 
 if TYPE_CHECKING:
@@ -44,31 +45,12 @@ def make(
 
 
 @command.command()
-@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]…")
-@click.option("--config", "config_name", metavar="NAME_OR_FILE", help="A YAML of yours, or one of ours by name.")
-@click.option("--dry-run", is_flag=True, help="Check the config, print it resolved, train nothing.")
-@click.option("--resume", is_flag=True, help="Go on from the newest sound checkpoint in the output folder.")
-@common_options(answers=True)
-def train(settings: tuple[str, ...], config_name: str | None, dry_run: bool, resume: bool, output: Output) -> int:
+@run_options
+def train(**options: Any) -> int:
     """Train a small network on what is known of drawn scenes: `learn=scenes` reads which things a picture holds."""
-    import controlkit.toybox.register  # noqa: F401  (its worlds can be named as path)
-    from controlkit.cli.output import Output
-    from controlkit.config import build, find_config, to_dict, to_yaml
-    from controlkit.processes import Processes
     from controlkit.toybox.lessons import LessonConfig, train_lesson
 
-    config = build(LessonConfig, find_config(config_name) if config_name else None, settings)
-    if dry_run:
-        output.answer(to_yaml(config) + "# nothing was trained", to_dict(config))
-        return 0
-    processes = Processes.launched()
-    if not processes.first:
-        output = Output(quiet=True)
-    with output.progress("train", "steps") as progress:
-        result = train_lesson(config, resume=resume, say=output.say, progress=progress)
-    if processes.first:
-        output.answer(f"{result} is ready; look at {result.parent / 'samples'}", {"result": str(result)})
-    return 0
+    return run(LessonConfig, train_lesson, **options)
 
 
 @command.command("eval")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +14,7 @@ from controlkit.training.checkpoints import State, drop_old_checkpoints, load_ch
 from controlkit.training.draws import positions
 from controlkit.training.guard import Guard
 from controlkit.training.launch import make_accelerator
+from controlkit.training.optimizers import learning_rate
 from controlkit.training.run import Run, StepLog, due
 from controlkit.training.samples import grid, save_png
 from controlkit.training.stopping import Stopper, leave
@@ -165,14 +165,6 @@ def train_task(
     if stopped:
         leave(stopped, step, config.steps, config.max_minutes, tell)
     return run.folder / task.result
-
-
-def learning_rate(config: LoopConfig, step: int) -> float:
-    """Of the step behind `step`: up from 0 in the warm-up, then constant or down a half cosine."""
-    rate = config.lr * min(1, (step + 1) / max(1, config.warmup_steps))
-    if config.lr_decay == "cosine":
-        rate *= 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    return rate
 
 
 @torch.no_grad()

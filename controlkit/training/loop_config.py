@@ -16,7 +16,7 @@ class LoopConfig:
     max_minutes: float | None = None  # stop behind a checkpoint after so long; --resume goes on
     batch_size: int = 64
     lr: float = 1e-3
-    lr_decay: Literal["none", "cosine"] = "cosine"
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"  # behind the warm-up; the others end at 0
     warmup_steps: int = 100
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from controlkit.training.config import TrainConfig
+    from controlkit.training.loop_config import LoopConfig
 
 # name -> (library, class)
 OPTIMIZERS = {
@@ -37,7 +38,7 @@ def make_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) ->
     return optimizer
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
+def learning_rate(config: TrainConfig | LoopConfig, step: int) -> float:
     """Of the step behind `step`: up from 0 in the warm-up, then constant, or down to 0 in a line or half a cosine."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
