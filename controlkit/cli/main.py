@@ -24,6 +24,7 @@ COMMANDS = {
     "fetch": "fetch",
     "train": "train",
     "generate": "generate",
+    "evaluate": "evaluate",
     "inspect": "inspect",
     "convert": "convert",
     "base": "base",

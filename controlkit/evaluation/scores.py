@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _Z = 1.959963984540054  # of the normal distribution, 95 % on both sides
 _RESAMPLES = 2000
+_MEANINGLESS = 0.025  # share of the draws
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,22 @@ class Score:
         means = [each[random.integers(each.size, size=each.size)].mean() for _ in range(_RESAMPLES)]
         low, high = np.percentile(means, [2.5, 97.5])
         return Score(float(each.mean()), float(low), float(high), each.size)
+
+
+def paired_share(parts: ArrayLike, wholes: ArrayLike) -> Score | None:
+    """The sum of the parts over the sum of the wholes, each pair belonging to one picture; bootstrap over the pictures.
+    None where some draws leave nothing of the whole, or turn it round: the share has no meaning then."""
+    part, whole = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
+    random = np.random.default_rng(0)
+    drawn = random.integers(part.size, size=(_RESAMPLES, part.size))
+    below = whole[drawn].sum(axis=1)
+    if whole.sum() == 0 or (np.sign(below) != np.sign(whole.sum())).mean() > _MEANINGLESS:
+        return None
+    kept = np.sign(below) == np.sign(whole.sum())
+    low, high = np.percentile(part[drawn].sum(axis=1)[kept] / below[kept], [2.5, 97.5])
+    return Score(float(part.sum() / whole.sum()), float(low), float(high), part.size)
+
+
+def difference(one: ArrayLike, other: ArrayLike) -> Score:
+    """Mean of one - other over pictures that both have."""
+    return Score.of_values(np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64))

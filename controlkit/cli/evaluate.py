@@ -1,0 +1,140 @@
+"""`controlkit evaluate`: does a ControlNet obey, and how surely."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from controlkit.cli.output import common_options
+
+if TYPE_CHECKING:
+    from controlkit.cli.output import Output
+
+
+@click.command()
+@click.option("--controlnet", metavar="[TYPE=]NET", help="The ControlNet: a folder, a file or a hub id.")
+@click.option("--data", help="A dataset with maps of its type, or a world (rooms, circles).")
+@click.option("--base", metavar="BASE", help="What it is for.  [default: toybox]")
+@click.option("--num", type=int, help="The first so many rows.  [default: all]")
+@click.option("--held-out", type=float, help="Only the rows that a training with that data.held_out kept back.")
+@click.option("--weight", default=1.0, show_default=True, help="Of the control.")
+@click.option("--sampler", default="dpmpp_2m_karras", show_default=True, help="How the noise is removed.")
+@click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
+@click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
+@click.option("--seed", default=0, show_default=True, help="Row i is painted from SEED + i.")
+@click.option(
+    "--out", default="report", show_default=True, type=click.Path(path_type=Path), help="The report's folder."
+)
+@click.option("--compare", nargs=2, type=click.Path(path_type=Path), metavar="REPORT REPORT",
+              help="Paint nothing: say which of two reports is better.")  # fmt: skip
+@click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
+              help="Precision.  [default: float16 on cuda, else float32]")  # fmt: skip
+@common_options(answers=True)
+def command(
+    controlnet: str | None,
+    data: str | None,
+    base: str | None,
+    num: int | None,
+    held_out: float | None,
+    weight: float,
+    sampler: str,
+    steps: int,
+    cfg: float,
+    seed: int,
+    out: Path,
+    compare: tuple[Path, Path] | None,
+    device: str | None,
+    dtype: str | None,
+    output: Output,
+) -> int:
+    """Paint the rows of a dataset under their maps, annotate the pictures again, and compare.
+
+    OUT gets scores.json and index.html, which shows the worst pictures first. Begun again, it paints only what is
+    missing; under `accelerate launch -m controlkit evaluate …` the processes share the rows.
+    """
+    from controlkit.errors import RequestError
+
+    if compare:
+        return _compare(*compare, output)
+    if controlnet is None or data is None:
+        raise RequestError("expected --controlnet NET and --data DATASET, or --compare REPORT REPORT")
+
+    import torch
+
+    import controlkit.toybox.register  # noqa: F401  (its worlds can be named, and its annotators read its pictures)
+    from controlkit.cli.output import Output
+    from controlkit.evaluation.evaluate import Question, evaluate
+    from controlkit.evaluation.report import write_report
+    from controlkit.generation.request import Net
+    from controlkit.models.bases import DEFAULT_BASE
+    from controlkit.models.devices import choose_device
+    from controlkit.processes import Processes
+
+    net = Net.parse(controlnet)
+    question = Question(
+        controlnet=net.name,
+        condition=net.type,
+        data=data,
+        base=base or DEFAULT_BASE,
+        num=num,
+        held_out=held_out,
+        sampler=sampler,
+        steps=steps,
+        cfg=cfg,
+        weight=weight,
+        seed=seed,
+    )
+    processes = Processes.launched()
+    if not processes.first:
+        output = Output(quiet=True)
+    where = choose_device(device)
+    precision = getattr(torch, dtype or ("float16" if where.type == "cuda" else "float32"))
+    with output.progress("evaluate", "rows") as progress:
+        answer, seen = evaluate(
+            question, out, device=where, dtype=precision, processes=processes, say=output.say, progress=progress
+        )
+    if processes.first:
+        page = write_report(answer, seen, out)
+        better = "lower" if answer.lower_is_better else "higher"
+        lines = [f"{answer.metric} over {len(answer.cases)} rows, {better} is better"]
+        for row, score in answer.scores.items():
+            lines.append(f"{row:<10}{score.mean:>8.4f} ({score.low:.4f}-{score.high:.4f})")
+        if answer.obedience:
+            share = answer.obedience
+            lines.append(
+                f"obedience {share.mean:>8.0%} ({share.low:.0%}-{share.high:.0%}), of the way from silent to vae"
+            )
+        output.answer("\n".join([*lines, f"look at {page}"]), answer.to_json())
+    processes.leave()
+    return 0
+
+
+def _compare(one: Path, other: Path, output: Output) -> int:
+    from dataclasses import asdict
+
+    from controlkit.errors import RequestError
+    from controlkit.evaluation.report import compare
+
+    reports = []
+    for folder in (one, other):
+        file = folder / "scores.json" if folder.is_dir() else folder
+        try:
+            reports.append(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as reason:
+            raise RequestError(f"--compare {folder}: no scores.json that can be read ({reason})") from None
+    try:
+        found = compare(*reports)
+    except (ValueError, KeyError) as reason:
+        raise RequestError(f"--compare {one} {other}: {reason}") from None
+    apart = found["difference"]
+    figures = f"{apart.mean:+.4f} {found['metric']} ({apart.low:+.4f} to {apart.high:+.4f}, {apart.n} rows)"
+    if found["better"] is None:
+        text = f"no difference that is more than chance: {figures}"
+    else:
+        text = f"{(one, other)[found['better']]} is better: {figures}"
+    output.answer(text, {**found, "difference": asdict(apart), "better": found["better"]})
+    return 0

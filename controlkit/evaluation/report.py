@@ -1,0 +1,226 @@
+"""The report of an evaluation: scores.json, and one HTML page that opens from the disk with nothing beside it.
+
+The page shows the worst pictures first: the best ones look well under any ControlNet.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from controlkit.evaluation.scores import Score, difference
+from controlkit.files import atomic_write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from controlkit.evaluation.evaluate import Answer, Case
+
+    Picture = NDArray[np.uint8]
+
+SHOWN = 48
+"""Rows of pictures on the page: from the worst to the best, evenly."""
+
+_WIDEST = 256  # pixels of a picture on the page
+_BINS = 24
+
+_MEANING = {
+    "control": "painted under control",
+    "silent": "the same prompts and noise without control",
+    "chance": "what was painted, held against another row's map",
+    "vae": "real pictures through the base's autoencoder: the best that it could paint",
+    "real": "real pictures: the best that this annotator can see",
+}
+
+_COLUMNS = ("map", "painted", "read from it", "both", "without control", "real")
+
+
+def write_report(answer: Answer, pictures: Callable[[Case], list[Picture]], out: Path) -> Path:
+    """`scores.json` and `index.html`; the path of the page."""
+    atomic_write_text(out / "scores.json", json.dumps(answer.to_json(), indent=1, default=str) + "\n")
+    page = out / "index.html"
+    atomic_write_text(page, render(answer, pictures))
+    return page
+
+
+def render(answer: Answer, pictures: Callable[[Case], list[Picture]]) -> str:
+    """The page. `pictures` of a case: map, painted, read from it, painted without control, real."""
+    question = answer.question
+    kind = answer.judge
+    ranked = worst_first(answer)
+    title = f"Does {html.escape(question.controlnet)} obey?"
+    settings = (
+        f"{len(answer.cases)} rows of {question.data} · base {question.base} · {question.sampler}, "
+        f"{question.steps} steps, cfg {question.cfg:g}, weight {question.weight:g}, seeds from {question.seed}"
+    )
+    reading = (
+        f"{answer.metric}, {'lower' if answer.lower_is_better else 'higher'} is better · read by {kind['type']}"
+        f"={kind['backend']} {json.dumps(kind['parameters'])}"
+    )
+    shown = (
+        ranked if len(ranked) <= SHOWN else [ranked[place * (len(ranked) - 1) // (SHOWN - 1)] for place in range(SHOWN)]
+    )
+    heads = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+    sheet = "\n".join(_row(case, pictures(case)) for case in shown)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{_STYLE}</style></head><body><main>
+<h1>{title}</h1>
+{_verdict(answer)}
+<p class="facts">{html.escape(settings)}<br>{html.escape(reading)}</p>
+<h2>Scores</h2>
+{_table(answer)}
+<h2>How they are spread</h2>
+{_histogram(answer)}
+<h2>Worst first</h2>
+<p class="facts">{len(shown)} of {len(ranked)} rows, from the worst to the best. In <i>both</i> the map is red, what was
+read from the picture is cyan, and white where they meet.</p>
+<div class="scroll"><table class="sheet"><thead><tr><th>score</th>{heads}</tr></thead>
+<tbody>
+{sheet}
+</tbody></table></div>
+</main></body></html>
+"""
+
+
+def worst_first(answer: Answer) -> list[Case]:
+    sign = -1 if answer.lower_is_better else 1
+    return sorted(
+        (case for case in answer.cases if "control" in case.scores), key=lambda case: sign * case.scores["control"]
+    )
+
+
+def overlay(wanted: Picture, found: Picture) -> Picture:
+    """The map in red, what was found in cyan."""
+    one, other = wanted.max(axis=2), found.max(axis=2)
+    return np.dstack([one, other, other])
+
+
+def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Two scores.json: the difference over the rows that both painted, and whether it is more than noise."""
+    if one["metric"] != other["metric"] or one["judge"] != other["judge"]:
+        raise ValueError(f"{one['metric']} and {other['metric']}, or read in other ways: expected one measure for both")
+    mine, theirs = (
+        {(case["content"], case["number"]): case["scores"].get("control") for case in report["cases"]}
+        for report in (one, other)
+    )
+    both = [key for key in mine if mine[key] is not None and theirs.get(key) is not None]
+    if len(both) < 2:
+        raise ValueError(f"{len(both)} rows are in both reports; expected at least 2")
+    found = difference([mine[key] for key in both], [theirs[key] for key in both])
+    assert found.low is not None
+    assert found.high is not None
+    sure = found.low > 0 or found.high < 0
+    first_is_better = (found.mean < 0) == one["lower_is_better"]
+    return {"metric": one["metric"], "difference": found, "better": (0 if first_is_better else 1) if sure else None}
+
+
+def _verdict(answer: Answer) -> str:
+    if answer.obedience is None:
+        return ""
+    share = answer.obedience
+    return (
+        f'<p class="verdict"><b>{share.mean:.0%}</b> of the way from no control to the best that this base could paint '
+        f'<span class="interval">({_interval(share, percent=True)})</span></p>'
+    )
+
+
+def _table(answer: Answer) -> str:
+    rows = "".join(
+        f"<tr><th>{name}</th><td class='number'>{score.mean:.4f}</td><td class='number'>{_interval(score)}</td>"
+        f"<td class='number'>{score.n}</td><td>{_MEANING[name]}</td></tr>"
+        for name, score in answer.scores.items()
+    )
+    head = f"<tr><th></th><th>{answer.metric}</th><th>95 %</th><th>n</th><th></th></tr>"
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+
+
+def _histogram(answer: Answer) -> str:
+    """How many pictures have which score, with control and without."""
+    values = {row: [case.scores[row] for case in answer.cases if row in case.scores] for row in ("silent", "control")}
+    every = [value for each in values.values() for value in each]
+    if not every:
+        return ""
+    low, high = min(every), max(every)
+    high = high if high > low else low + 1
+    counts = {row: np.histogram(each, bins=_BINS, range=(low, high))[0] for row, each in values.items()}
+    tallest = max(1, *(int(count.max()) for count in counts.values()))
+    bars = "".join(
+        f'<rect class="{row}" x="{place * 720 / _BINS + 1:.1f}" y="{180 - 170 * count / tallest:.1f}" '
+        f'width="{720 / _BINS - 2:.1f}" height="{170 * count / tallest:.1f}"/>'
+        for row, each in counts.items()
+        for place, count in enumerate(each)
+    )
+    ticks = "".join(
+        f'<text x="{x}" y="198" text-anchor="{anchor}">{value:.2f}</text>'
+        for x, value, anchor in ((0, low, "start"), (360, (low + high) / 2, "middle"), (720, high, "end"))
+    )
+    legend = '<p class="legend"><i class="control"></i> under control <i class="silent"></i> without</p>'
+    return f'<svg viewBox="0 0 720 204" role="img" aria-label="histogram of the scores">{bars}{ticks}</svg>{legend}'
+
+
+def _row(case: Case, pictures: list[Picture]) -> str:
+    wanted, painted, found, silent, real = pictures
+    pictures = [wanted, painted, found, overlay(wanted, found), silent, real]
+    cells = "".join(
+        f'<td><img alt="{name}" src="{_data_uri(picture)}"></td>'
+        for name, picture in zip(_COLUMNS, pictures, strict=True)
+    )
+    prompt = html.escape(case.prompt)
+    return (
+        f"<tr><th>{case.scores['control']:.3f}<small>row {case.number}</small></th>{cells}</tr>"
+        f'<tr class="prompt"><td></td><td colspan="{len(_COLUMNS)}">{prompt}</td></tr>'
+    )
+
+
+def _data_uri(picture: Picture) -> str:
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    image.thumbnail((_WIDEST, _WIDEST))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _interval(score: Score, *, percent: bool = False) -> str:
+    if score.low is None or score.high is None:
+        return ""
+    return f"{score.low:.0%} to {score.high:.0%}" if percent else f"{score.low:.4f} to {score.high:.4f}"
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #22262e; --faint: #6a7079; --line: #dfe3e8; --page: #fff; --control: #1f63b5;
+        --silent: #b9bec6; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8ec; --faint: #9aa1ab; --line: #363b44; --page: #16181c; --control: #6ea8f0; --silent: #5a616c; } }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.6rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+.verdict { font-size: 1.15rem; } .verdict b { font-size: 2rem; }
+.facts, .interval, small, .prompt td { color: var(--faint); }
+.facts { font-size: .9rem; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; }
+th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: middle; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.sheet td, .sheet th { border: 0; padding: .2rem; }
+.sheet thead th { font-weight: 500; color: var(--faint); font-size: .85rem; }
+.sheet small { display: block; font-weight: 400; }
+.sheet img { width: 8.5rem; min-width: 6rem; display: block; image-rendering: pixelated; background: #888; }
+.prompt td { font-size: .85rem; padding-bottom: .9rem; }
+svg { width: 100%; max-width: 45rem; display: block; } svg text { fill: var(--faint); font-size: 12px; }
+rect.control, i.control { fill: var(--control); background: var(--control); opacity: .8; }
+rect.silent, i.silent { fill: var(--silent); background: var(--silent); }
+.legend i { display: inline-block; width: .8rem; height: .8rem; margin: 0 .2rem 0 .8rem; }
+"""

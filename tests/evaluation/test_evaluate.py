@@ -1,0 +1,237 @@
+"""`controlkit evaluate`: every row of the report means what it says, and what was painted is not painted again."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from annotators import ANNOTATORS
+from controlkit.cli.main import main
+from controlkit.data.pictures import read_picture
+from controlkit.data.rows import held_out, read_dataset
+from controlkit.diffusion.samplers import make_sampler
+from controlkit.evaluation.evaluate import Answer, Case, Question, obedience, summarise
+from controlkit.evaluation.obedience import edge_f1
+from controlkit.evaluation.report import compare, overlay, render, worst_first
+from controlkit.evaluation.scores import paired_share
+from controlkit.models.bases import find_base
+from tests.generation.test_generate import strong_net
+from tests.launcher import launch_two
+
+
+@pytest.fixture(scope="session")
+def net(tmp_path_factory):
+    return strong_net("random-sd15", tmp_path_factory.mktemp("judged") / "net")
+
+
+def arguments(net, dataset, out, *more):
+    common = ["--base", "random-sd15", "--controlnet", net, "--data", dataset, "--out", out]
+    return [str(each) for each in [*common, "--num", 3, "--steps", 2, "--cfg", 3, "--sampler", "ddim", "-q", *more]]
+
+
+def evaluate(*given, code=0):
+    assert main(["evaluate", *arguments(*given)]) == code
+
+
+def scores_of(out):
+    return json.loads((out / "scores.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def report(net, dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "out"
+    evaluate(net, dataset, out)
+    return out
+
+
+def test_the_rows_mean_what_they_say(report, dataset):
+    found = scores_of(report)
+    rows = read_dataset(dataset, "canny")[:3]
+    assert found["metric"] == "canny_f1_1px"
+    assert [case["content"] for case in found["cases"]] == [row.content for row in rows]
+    assert set(found["scores"]) == {"control", "silent", "chance", "vae", "real"}
+    assert found["scores"]["real"]["mean"] > 0.8 > found["scores"]["chance"]["mean"]
+    for name, score in found["scores"].items():
+        values = [case["scores"][name] for case in found["cases"]]
+        assert score["mean"] == pytest.approx(np.mean(values))
+        assert score["n"] == 3
+    case = found["cases"][1]
+    painted = read_picture(report / case["files"]["control"])
+    wanted = read_picture(rows[1].control)
+    assert painted.shape == wanted.shape
+    score = edge_f1(ANNOTATORS.create("canny")(painted), wanted)
+    assert case["scores"]["control"] == pytest.approx(score, abs=1e-6)
+
+
+def test_silent_is_the_base_alone(report, dataset):
+    base = find_base("random-sd15")
+    pipeline = StableDiffusionPipeline.from_pretrained(base.folder, safety_checker=None)
+    pipeline.scheduler = make_sampler("ddim", base.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    row = read_dataset(dataset, "canny")[2]
+    expected = pipeline(
+        row.caption, num_inference_steps=2, guidance_scale=3.0, generator=torch.Generator().manual_seed(2),
+        width=base.native_size, height=base.native_size, output_type="np",
+    ).images[0]  # fmt: skip
+    silent = read_picture(report / scores_of(report)["cases"][2]["files"]["silent"])
+    assert (silent == (expected * 255).round().astype(np.uint8)).all()
+    control = read_picture(report / scores_of(report)["cases"][2]["files"]["control"])
+    assert (silent != control).any()
+
+
+def test_what_is_there_is_not_painted_again_and_what_is_missing_is(report, net, dataset):
+    before = scores_of(report)
+    pictures = sorted((report / "pictures").iterdir())
+    stamps = {path: path.stat().st_mtime_ns for path in pictures}
+    pictures[1].unlink()
+    pictures[2].write_bytes(pictures[2].read_bytes()[:50])
+    evaluate(net, dataset, report)
+    assert scores_of(report) == before
+    changed = {path for path in pictures if path.stat().st_mtime_ns != stamps[path]}
+    assert changed == {pictures[1], pictures[2]}
+
+
+def test_other_settings_paint_anew(report, net, dataset, tmp_path):
+    out = tmp_path / "other"
+    evaluate(net, dataset, out)
+    evaluate(net, dataset, out, "--weight", "0.5")
+    halved, whole = (scores_of(each)["cases"][0]["files"]["control"] for each in (out, report))
+    assert (read_picture(out / halved) != read_picture(report / whole)).any()
+
+
+def test_two_processes_agree_with_one(report, net, dataset, tmp_path):
+    done = launch_two("-m", "controlkit", "evaluate", *arguments(net, dataset, tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    ours, theirs = scores_of(report), scores_of(tmp_path / "two")
+    assert (ours["processes"], theirs["processes"]) == (1, 2)
+    assert ours["scores"] == theirs["scores"]
+    assert ours["cases"] == theirs["cases"]
+
+
+def test_held_out_rows_alone(net, dataset, tmp_path):
+    rows = read_dataset(dataset, "canny")
+    share = 0.5
+    kept = [row.content for row in rows if held_out(row.content, share)][:3]
+    evaluate(net, dataset, tmp_path / "out", "--held-out", share, "--steps", "1")
+    assert [case["content"] for case in scores_of(tmp_path / "out")["cases"]] == kept
+
+
+# The figures
+
+
+def cases_of(**values):
+    return [
+        Case(number, f"c{number}", "a <b> ball", {row: each[number] for row, each in values.items()})
+        for number in range(len(values["control"]))
+    ]
+
+
+def answer_of(**values):
+    cases = cases_of(**values)
+    question = Question(controlnet="net", data="d")
+    judge = {"type": "canny", "backend": "cv2", "parameters": {}}
+    return Answer(question, "canny_f1_1px", False, judge, {}, summarise(cases), obedience(cases), cases)
+
+
+def test_obedience_is_the_share_of_the_way():
+    random = np.random.default_rng(0)
+    silent, vae = random.uniform(0.1, 0.3, 200), random.uniform(0.7, 0.9, 200)
+    found = obedience(cases_of(control=silent + 0.8 * (vae - silent), silent=silent, vae=vae))
+    assert found.mean == pytest.approx(0.8)
+    assert (found.low, found.high) == pytest.approx((0.8, 0.8))
+    none = obedience(cases_of(control=silent, silent=silent, vae=vae))
+    assert none.mean == 0
+    errors = obedience(cases_of(control=1 - vae, silent=1 - silent, vae=1 - vae))  # where lower is better
+    assert errors.mean == pytest.approx(1)
+    assert obedience(cases_of(control=vae, silent=silent, vae=silent)) is None
+
+
+def test_the_interval_of_a_share_holds_what_it_says():
+    """Of many experiments about 95 in 100 have the true share in their interval."""
+    random, inside = np.random.default_rng(1), 0
+    for _ in range(100):
+        whole = random.normal(1, 0.3, 60)
+        share = paired_share(0.7 * whole + random.normal(0, 0.2, 60), whole)
+        inside += share.low <= 0.7 <= share.high
+    assert 86 <= inside <= 100
+
+
+def test_comparing_tells_a_difference_from_noise():
+    random = np.random.default_rng(0)
+    base = random.uniform(0.2, 0.6, 100)
+    one, better, same = (
+        json.loads(json.dumps(answer_of(control=list(values)).to_json(), default=str))
+        for values in (base, base + 0.05 + random.normal(0, 0.05, 100), base + random.normal(0, 0.05, 100))
+    )
+    assert compare(one, better)["better"] == 1
+    assert compare(better, one)["better"] == 0
+    assert compare(better, one)["difference"].mean == pytest.approx(0.05, abs=0.02)
+    assert compare(one, same)["better"] is None
+    for report in (one, better):
+        report["lower_is_better"] = True
+    assert compare(one, better)["better"] == 0
+    with pytest.raises(ValueError, match="expected one measure for both"):
+        compare(one, {**better, "metric": "depth_rmse"})
+
+
+def test_compare_on_the_command_line(report, capsys, tmp_path):
+    assert main(["evaluate", "--compare", str(report), str(report / "scores.json")]) == 0
+    assert capsys.readouterr().out.startswith("no difference that is more than chance: +0.0000 canny_f1_1px")
+    assert main(["evaluate", "--compare", str(report), str(tmp_path)]) == 2
+    assert "no scores.json that can be read" in capsys.readouterr().err
+
+
+# The page
+
+
+def test_the_page_stands_alone(report):
+    page = (report / "index.html").read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,)", page)
+    assert "http" not in page
+    assert "@import" not in page
+    assert page.count("<img") == 3 * 6
+
+
+def test_the_worst_stand_first_and_text_is_escaped():
+    answer = answer_of(control=[0.5, 0.1, 0.9], silent=[0.1, 0.1, 0.1], vae=[1.0, 1.0, 1.0])
+    assert [case.number for case in worst_first(answer)] == [1, 0, 2]
+    assert [case.number for case in worst_first(replace(answer, lower_is_better=True))] == [2, 0, 1]
+    page = render(answer, lambda case: [np.zeros((8, 8, 3), np.uint8)] * 5)
+    assert page.index("row 1<") < page.index("row 0<") < page.index("row 2<")
+    assert "a &lt;b&gt; ball" in page
+    assert "<b> ball" not in page
+    assert "44%" in page  # (1.5 - 0.3) / (3 - 0.3)
+
+
+def test_an_overlay_is_white_where_both_agree():
+    wanted, found = np.zeros((1, 4, 3), np.uint8), np.zeros((1, 4, 3), np.uint8)
+    wanted[0, [0, 1]] = 255
+    found[0, [0, 2]] = 255
+    assert overlay(wanted, found)[0].tolist() == [[255, 255, 255], [255, 0, 0], [0, 255, 255], [0, 0, 0]]
+
+
+# Bad input
+
+
+def test_what_cannot_be_asked_is_one_line(net, dataset, tmp_path, capsys):
+    untyped = strong_net("random-sd15", tmp_path / "untyped", condition=None)
+    shuffled = strong_net("random-sd15", tmp_path / "shuffled", condition="shuffle")
+    for given, words in [
+        ((untyped, dataset), "does not say what it was trained on; say it: --controlnet canny="),
+        ((shuffled, dataset), "has no shuffle maps"),
+        ((net, tmp_path / "nowhere"), "there is no such folder"),
+    ]:
+        evaluate(*given, tmp_path / "out", code=2)
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
+    for more, words in [(["--num", "1"], "expected at least 2 pictures"), (["--held-out", "2"], "expected a share")]:
+        evaluate(net, dataset, tmp_path / "out", *more, code=2)
+        assert words in capsys.readouterr().err
+    assert main(["evaluate", "--data", str(dataset)]) == 2
+    assert "expected --controlnet NET and --data DATASET" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "scores.json").exists()
