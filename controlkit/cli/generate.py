@@ -1,4 +1,4 @@
-"""`controlkit generate`: control maps and a prompt become pictures."""
+"""`controlkit generate`: prompts, control maps and pictures become pictures."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--control", "controls", multiple=True, required=True, metavar="[TYPE=]FILE[@WEIGHT[:START[:END]]]",
+@click.option("--control", "controls", multiple=True, metavar="[TYPE=]FILE[@WEIGHT[:START[:END]]]",
               help="A control map; more than one joins several.")  # fmt: skip
 @click.option("--controlnet", "controlnets", multiple=True, metavar="[TYPE=]NET",
               help="The ControlNet for it: a folder, a file or a hub id.")  # fmt: skip
+@click.option("--image", metavar="FILE", type=click.Path(path_type=Path),
+              help="Start from this picture instead of from noise (img2img).")  # fmt: skip
+@click.option("--strength", type=float, metavar="0..1",
+              help="How much of --image changes: the share of the steps that is walked.  [default: 0.6]")  # fmt: skip
 @click.option("--prompt", default="", help="What to paint.")
 @click.option("--negative", default="", help="What not to paint.")
 @click.option("--base", metavar="BASE",
@@ -36,7 +40,9 @@ if TYPE_CHECKING:
 @click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
 @click.option("--seed", type=int, help="Picture i starts from SEED + i.  [default: a random one, which is said]")
 @click.option("--num", default=1, show_default=True, help="Pictures.")
-@click.option("--size", metavar="WxH", help="Pixels.  [default: the control map's]")
+@click.option(
+    "--size", metavar="WxH", help="Pixels.  [default: the control map's, else the picture's, else the base's]"
+)
 @click.option("--out", default="outputs", show_default=True, type=click.Path(path_type=Path),
               help="A folder, or FILE.png for one picture.")  # fmt: skip
 @click.option("--annotate", is_flag=True, help="The control FILE is a photograph: make its map first, and keep it.")
@@ -47,6 +53,8 @@ if TYPE_CHECKING:
 def command(
     controls: tuple[str, ...],
     controlnets: tuple[str, ...],
+    image: Path | None,
+    strength: float | None,
     prompt: str,
     negative: str,
     base: str | None,
@@ -67,10 +75,10 @@ def command(
     dtype: str | None,
     output: Output,
 ) -> int:
-    """Paint pictures that follow control maps.
+    """Paint pictures: from a prompt, from a picture (--image), under control maps (--control) or without.
 
-    FILE is a map that `controlkit annotate` made, or a photograph with --annotate. The same settings give the same
-    picture; they stand in the PNG as JSON. No safety checker is loaded.
+    FILE of --control is a map that `controlkit annotate` made, or a photograph with --annotate. The same settings give
+    the same picture; they stand in the PNG as JSON. No safety checker is loaded.
     """
     from controlkit.errors import RequestError
     from controlkit.files import atomic_write_bytes, need_writable
@@ -79,7 +87,7 @@ def command(
     from controlkit.models.bases import DEFAULT_BASE
     from controlkit.models.formats.lora import Lora
 
-    if not controlnets:
+    if controls and not controlnets:
         raise RequestError(
             "no ControlNet is given; expected --controlnet FOLDER, e.g. --controlnet runs/circles/controlnet"
         )
@@ -92,6 +100,8 @@ def command(
     request = Request(
         controls=tuple(Control.parse(text) for text in controls),
         controlnets=tuple(Net.parse(text) for text in controlnets),
+        image=image,
+        strength=strength,
         prompt=prompt,
         negative=negative,
         base=base,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,15 @@ from controlkit.errors import RequestError, known
 from controlkit.models.bases import DEFAULT_BASE
 from controlkit.models.formats.lora import Lora
 
+DEFAULT_STRENGTH = 0.6
+
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """A control map: its file, its type where that was said, how strongly and in which part of the steps it counts."""
+    """A control map: its file, its type where that was said, how strongly and in which part of the steps it counts.
+
+    `start` and `end` are shares of the steps that are walked.
+    """
 
     file: Path
     type: str | None = None
@@ -57,10 +63,15 @@ class Net:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to paint. `controlnets` pair with `controls` by type where both are known, else by order."""
+    """What to paint. `controlnets` pair with `controls` by type where both are known, else by order.
 
-    controls: tuple[Control, ...]
-    controlnets: tuple[Net, ...]
+    Its task follows from what it holds: with an `image` img2img, else txt2img; each with controls or without.
+    """
+
+    controls: tuple[Control, ...] = ()
+    controlnets: tuple[Net, ...] = ()
+    image: Path | None = None  # the picture that img2img starts from
+    strength: float | None = None  # of img2img: the share of the steps that is walked; None: DEFAULT_STRENGTH
     prompt: str = ""
     negative: str = ""
     base: str = DEFAULT_BASE
@@ -74,13 +85,27 @@ class Request:
     cfg: float = 7.5
     seed: int = 0
     num: int = 1
-    size: tuple[int, int] | None = None  # width, height; None: the control map's
+    size: tuple[int, int] | None = None  # width, height; None: the first map's, else the image's, else the base's
     annotate: bool = False  # the control files are photographs: make their maps first
 
     def __post_init__(self) -> None:
         problems = []
-        if not self.controls:
-            problems.append("no control map: expected --control FILE")
+        if not (self.controls or self.image or self.prompt):
+            problems.append("nothing to paint from: expected --prompt TEXT, --control FILE or --image FILE")
+        if self.strength is not None and self.image is None:
+            problems.append(
+                f"strength={self.strength:g}: says how much of a picture changes; give it with --image FILE"
+            )
+        elif self.image is not None and not 0 < self.noise_share <= 1:
+            problems.append(
+                f"strength={self.noise_share:g}: expected above 0 (the picture as it is) to 1 (all of it anew)"
+            )
+        elif self.steps >= 1 and self.walked_steps < 1:
+            fewest = math.ceil(1 / self.noise_share)
+            problems.append(
+                f"strength={self.noise_share:g} of {self.steps} steps leaves none to walk; use --steps {fewest} or "
+                f"more, or --strength {math.ceil(1000 / self.steps) / 1000:g}"
+            )
         if self.sampler not in SAMPLERS:
             problems.append(f"unknown sampler {self.sampler!r}: {known(self.sampler, SAMPLERS)}")
         for name in ("steps", "num"):
@@ -94,6 +119,18 @@ class Request:
             problems.append(f"size {self.size[0]}x{self.size[1]}: expected WIDTHxHEIGHT in pixels, e.g. 512x768")
         if problems:
             raise RequestError("\n".join(problems))
+
+    @property
+    def noise_share(self) -> float:
+        """The strength of img2img; 1 where the picture starts from noise."""
+        if self.image is None:
+            return 1.0
+        return DEFAULT_STRENGTH if self.strength is None else self.strength
+
+    @property
+    def walked_steps(self) -> int:
+        """Of the steps, those that are walked: as diffusers counts them, rounded down."""
+        return int(self.steps * self.noise_share)
 
 
 def parse_size(text: str) -> tuple[int, int]:
