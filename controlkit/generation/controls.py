@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # A map so much larger than the base's native area is brought down to it: bases repeat themselves far above.
 LARGEST_AREA = 1.5
 
+RESIZES = ("crop", "pad", "fit")
+
 
 @dataclass(frozen=True)
 class Map:
@@ -139,12 +141,25 @@ def fit_picture(
     return resize_picture(pixels, covering)[window].copy()
 
 
-def fit_map(control_map: Map, size: tuple[int, int], say: Callable[[str], None]) -> NDArray[np.uint8]:
-    """`fit_picture` for a map, which keeps the values of its kind."""
-    height, width = control_map.pixels.shape[:2]
-    covering, window = cover(width, height, size)
-    _say_cut(control_map.control.file.name, (width, height), covering, size, say)
-    return resize_map(control_map.pixels, *covering, control_map.values)[window].copy()
+def fit_map(
+    control_map: Map, size: tuple[int, int], say: Callable[[str], None], resize: str = "crop"
+) -> NDArray[np.uint8]:
+    """A map at exactly that size, with the values of its kind: it covers the size and is cut ("crop"), stands in it
+    whole between black, which controls nothing ("pad"), or gives up its shape ("fit")."""
+    pixels, values, name = control_map.pixels, control_map.values, control_map.control.file.name
+    height, width = pixels.shape[:2]
+    if resize == "crop":
+        covering, window = cover(width, height, size)
+        _say_cut(name, (width, height), covering, size, say)
+        return resize_map(pixels, *covering, values)[window].copy()
+    if resize == "fit":
+        return resize_map(pixels, *size, values)
+    scale = min(size[0] / width, size[1] / height)
+    inner = min(size[0], max(1, round(width * scale))), min(size[1], max(1, round(height * scale)))
+    left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    padded = np.zeros((size[1], size[0], 3), np.uint8)
+    padded[top : top + inner[1], left : left + inner[0]] = resize_map(pixels, *inner, values)
+    return padded
 
 
 def _say_cut(

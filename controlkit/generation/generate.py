@@ -11,7 +11,7 @@ from controlkit.errors import RequestError
 from controlkit.generation.pipelines import load_parts
 from controlkit.generation.plan import make_plan
 from controlkit.generation.record import made_maps, record
-from controlkit.generation.tasks import pipeline_and_arguments
+from controlkit.generation.tasks import pipeline_and_arguments, seams
 from controlkit.models.formats.embeddings import add_embeddings
 from controlkit.models.formats.lora import apply_loras
 
@@ -85,12 +85,13 @@ def paint(
             progress(min(before + step + 1, before + request.walked_steps), total)
             return values
 
-        painted = pipeline(
-            **arguments,
-            generator=torch.Generator().manual_seed(seed),
-            callback_on_step_end=after_step,
-            output_type="np",
-        ).images[0]
+        with seams(plan, pipeline, models.nets):
+            painted = pipeline(
+                **arguments,
+                generator=torch.Generator().manual_seed(seed),
+                callback_on_step_end=after_step,
+                output_type="np",
+            ).images[0]
         if not np.isfinite(painted).all():
             raise RequestError(f"the picture is not a number in {settings['dtype']}; use --dtype float32 or bfloat16")
         image = (painted * 255).round().astype(np.uint8)

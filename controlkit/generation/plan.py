@@ -55,6 +55,11 @@ class Plan:
     scheduler: Any
     size: tuple[int, int]  # width, height
 
+    @property
+    def guided(self) -> bool:
+        """Whether the UNet is asked twice, with the prompt and without."""
+        return self.request.cfg > 1 and not _knows_cfg(self.base)
+
 
 def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
     """Find and check everything a request names; `say` hears what was guessed or changed."""
@@ -67,8 +72,10 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
     loras = plan_loras(base, request.loras, say)
     embeddings = find_embeddings(base, request.embeddings)
     say_unused(embeddings, (request.prompt, request.negative), say)
+    _check_guidance(request, base)
+    _check_clip_skip(request, base)
     vae = find_vae(request.vae, base) if request.vae else None
-    scheduler = make_sampler(request.sampler, base.scheduler, steps=request.steps)
+    scheduler = make_sampler(request.sampler, base.scheduler, steps=request.steps, eta=request.eta)
     if maps:
         given: Given | None = Given.of("map", maps[0].pixels)
     else:
@@ -84,7 +91,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         base=base,
         controlnets=controlnets,
         maps=maps,
-        fitted=[fit_map(control_map, size, say) for control_map in maps],
+        fitted=[fit_map(control_map, size, say, request.resize) for control_map in maps],
         start=start,
         loras=loras,
         embeddings=embeddings,
@@ -92,6 +99,27 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         scheduler=scheduler,
         size=size,
     )
+
+
+def _knows_cfg(base: Base) -> bool:
+    """A distilled UNet, which takes the guidance as a number."""
+    return base.unet.get("time_cond_proj_dim") is not None
+
+
+def _check_guidance(request: Request, base: Base) -> None:
+    if request.cfg_rescale and _knows_cfg(base):
+        raise RequestError(
+            f"cfg_rescale={request.cfg_rescale:g}: base {base.name!r} is distilled and guides itself; leave it out"
+        )
+
+
+def _check_clip_skip(request: Request, base: Base) -> None:
+    layers = min(int(base.config(f"text_encoder{suffix}")["num_hidden_layers"]) for suffix in base.text_parts())
+    if request.clip_skip > layers:
+        raise RequestError(
+            f"clip_skip={request.clip_skip}: the text encoder of base {base.name!r} has {layers} layers; "
+            f"expected 1 to {layers}"
+        )
 
 
 def _find_controls(request: Request, base: Base, say: Callable[[str], None]) -> tuple[list[ControlNet], list[Map]]:

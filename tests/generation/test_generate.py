@@ -62,6 +62,7 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
     versions = settings.pop("versions")
     assert settings == {
         "format": 1, "kind": "picture", "prompt": "ü", "negative": "n", "sampler": "ddim", "steps": 3, "cfg": 3.5,
+        "eta": 0.0, "cfg_rescale": 0.0, "clip_skip": 1, "resize": "crop",
         "seed": 4, "width": 64, "height": 48, "annotate": False, "image": None, "device": "cpu", "dtype": "float32",
         "base": {
             "name": "random-sd15", "sha256": weights_sha256(find_base("random-sd15").folder),
@@ -69,7 +70,7 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
         },
         "vae": None, "loras": [], "embeddings": [],
         "controls": [{
-            "file": str(edge), "type": "canny", "weight": 0.9, "start": 0.1, "end": 0.8,
+            "file": str(edge), "type": "canny", "weight": 0.9, "start": 0.1, "end": 0.8, "mode": "balanced",
             "sha256": hashlib.sha256(edge.read_bytes()).hexdigest(),
             "controlnet": {"name": str(net), "sha256": weights_sha256(net)},
         }],
@@ -83,7 +84,7 @@ def test_a_request_has_no_setting_that_the_png_lacks():
     fields = set(Request.__dataclass_fields__) - {"num"}
     written = {"prompt", "negative", "base", "controls", "sampler", "steps", "cfg", "seed", "annotate"}
     written |= {"vae", "loras", "embeddings"}
-    written |= {"image"}
+    written |= {"image", "eta", "cfg_rescale", "clip_skip", "resize"}
     # Beside their controls; as width and height; beside the base; beside the image.
     assert fields - written == {"controlnets", "size", "prediction", "tokenizer", "strength"}
 
