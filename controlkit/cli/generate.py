@@ -1,4 +1,4 @@
-"""`controlkit generate`: control maps and a prompt become pictures."""
+"""`controlkit generate`: prompts, control maps and pictures become pictures."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--control", "controls", multiple=True, required=True, metavar="[TYPE=]FILE[@WEIGHT[:START[:END]]]",
+@click.option("--control", "controls", multiple=True, metavar="[TYPE=]FILE[@WEIGHT[:START[:END]]]",
               help="A control map; more than one joins several.")  # fmt: skip
 @click.option("--controlnet", "controlnets", multiple=True, metavar="[TYPE=]NET",
               help="The ControlNet for it: a folder, a file or a hub id.")  # fmt: skip
+@click.option("--control-mode", "control_modes", multiple=True, metavar="MODE",
+              help="balanced; prompt: the prompt comes first; control: the map comes first, also before what the "
+                   "prompt leaves open. One for all controls, or one for each.  [default: balanced]")  # fmt: skip
+@click.option("--resize", type=click.Choice(["crop", "pad", "fit"]), default="crop", show_default=True,
+              help="A map of another shape: cut at the sides, black beside it, or squeezed.")  # fmt: skip
+@click.option("--image", metavar="FILE", type=click.Path(path_type=Path),
+              help="Start from this picture instead of from noise (img2img).")  # fmt: skip
+@click.option("--strength", type=float, metavar="0..1",
+              help="How much of --image changes: the share of the steps that is walked.  [default: 0.6]")  # fmt: skip
 @click.option("--prompt", default="", help="What to paint.")
 @click.option("--negative", default="", help="What not to paint.")
 @click.option("--base", metavar="BASE",
@@ -32,11 +41,19 @@ if TYPE_CHECKING:
               help="A textual inversion, called in the prompt by the file's name.")  # fmt: skip
 @click.option("--vae", metavar="FILE_OR_FOLDER", help="A VAE in the place of the base's.")
 @click.option("--sampler", default="dpmpp_2m_karras", show_default=True, help="How the noise is removed.")
+@click.option("--eta", default=0.0, metavar="0..1", help="Noise of each step, for ddim and tcd.  [default: 0, none]")
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
 @click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
+@click.option("--cfg-rescale", default=0.0, metavar="0..1",
+              help="Against the washed-out contrast of a high --cfg.  [default: 0, off; 0.7 is usual]")  # fmt: skip
+@click.option("--clip-skip", default=1, metavar="N", show_default=True,
+              help="The prompt is read N - 1 layers before the usual one, as webuis count (diffusers' clip_skip is one "
+                   "less); the negative prompt is not, as in diffusers.")  # fmt: skip
 @click.option("--seed", type=int, help="Picture i starts from SEED + i.  [default: a random one, which is said]")
 @click.option("--num", default=1, show_default=True, help="Pictures.")
-@click.option("--size", metavar="WxH", help="Pixels.  [default: the control map's]")
+@click.option(
+    "--size", metavar="WxH", help="Pixels.  [default: the control map's, else the picture's, else the base's]"
+)
 @click.option("--out", default="outputs", show_default=True, type=click.Path(path_type=Path),
               help="A folder, or FILE.png for one picture.")  # fmt: skip
 @click.option("--annotate", is_flag=True, help="The control FILE is a photograph: make its map first, and keep it.")
@@ -47,6 +64,10 @@ if TYPE_CHECKING:
 def command(
     controls: tuple[str, ...],
     controlnets: tuple[str, ...],
+    control_modes: tuple[str, ...],
+    resize: str,
+    image: Path | None,
+    strength: float | None,
     prompt: str,
     negative: str,
     base: str | None,
@@ -56,8 +77,11 @@ def command(
     embeddings: tuple[Path, ...],
     vae: str | None,
     sampler: str,
+    eta: float,
     steps: int,
     cfg: float,
+    cfg_rescale: float,
+    clip_skip: int,
     seed: int | None,
     num: int,
     size: str | None,
@@ -67,19 +91,19 @@ def command(
     dtype: str | None,
     output: Output,
 ) -> int:
-    """Paint pictures that follow control maps.
+    """Paint pictures: from a prompt, from a picture (--image), under control maps (--control) or without.
 
-    FILE is a map that `controlkit annotate` made, or a photograph with --annotate. The same settings give the same
-    picture; they stand in the PNG as JSON. No safety checker is loaded.
+    FILE of --control is a map that `controlkit annotate` made, or a photograph with --annotate. The same settings give
+    the same picture; they stand in the PNG as JSON. No safety checker is loaded.
     """
     from controlkit.errors import RequestError
     from controlkit.files import atomic_write_bytes, need_writable
-    from controlkit.generation.request import Control, Net, Request, parse_size
+    from controlkit.generation.request import Net, Request, parse_controls, parse_size
     from controlkit.generation.settings import encode_picture
     from controlkit.models.bases import DEFAULT_BASE
     from controlkit.models.formats.lora import Lora
 
-    if not controlnets:
+    if controls and not controlnets:
         raise RequestError(
             "no ControlNet is given; expected --controlnet FOLDER, e.g. --controlnet runs/circles/controlnet"
         )
@@ -90,8 +114,10 @@ def command(
         seed = secrets.randbelow(2**31)
         output.say(f"seed: {seed}")
     request = Request(
-        controls=tuple(Control.parse(text) for text in controls),
+        controls=parse_controls(controls, control_modes),
         controlnets=tuple(Net.parse(text) for text in controlnets),
+        image=image,
+        strength=strength,
         prompt=prompt,
         negative=negative,
         base=base,
@@ -101,11 +127,15 @@ def command(
         embeddings=embeddings,
         vae=vae,
         sampler=sampler,
+        eta=eta,
         steps=steps,
         cfg=cfg,
+        cfg_rescale=cfg_rescale,
+        clip_skip=clip_skip,
         seed=seed,
         num=num,
         size=parse_size(size) if size else None,
+        resize=resize,
         annotate=annotate,
     )
     one_file = out.suffix.lower() == ".png"

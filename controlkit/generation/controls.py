@@ -10,7 +10,7 @@ import numpy as np
 from annotators import ANNOTATORS
 from annotators.contract import resize_map
 from controlkit.data.ledger import Entry, encode_map, read_entry
-from controlkit.data.pictures import read_picture
+from controlkit.data.pictures import cover, read_picture, resize_picture
 from controlkit.errors import RequestError
 from controlkit.files import sha256
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # A map so much larger than the base's native area is brought down to it: bases repeat themselves far above.
 LARGEST_AREA = 1.5
+
+RESIZES = ("crop", "pad", "fit")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,19 @@ class Map:
     @property
     def values(self) -> frozenset[int] | None:
         return ANNOTATORS[self.type].values if self.type and self.type in ANNOTATORS else None
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a picture is made from, and so what its size follows from: a "map" or a "picture"."""
+
+    what: str
+    width: int
+    height: int
+
+    @staticmethod
+    def of(what: str, pixels: NDArray[np.uint8]) -> Given:
+        return Given(what, pixels.shape[1], pixels.shape[0])
 
 
 def read_map(control: Control, expected: str | None, *, annotate: bool, say: Callable[[str], None]) -> Map:
@@ -88,17 +103,20 @@ def looks_like_edges(pixels: NDArray[np.uint8]) -> bool:
 
 
 def choose_size(
-    asked: tuple[int, int] | None, maps: list[Map], base: Base, say: Callable[[str], None]
+    asked: tuple[int, int] | None, given: Given | None, base: Base, say: Callable[[str], None]
 ) -> tuple[int, int]:
-    """Width and height of the picture: what was asked for, which the VAE must be able to make; else the first map's,
-    brought to the base's native area where it is far larger and rounded to what the VAE needs."""
+    """Width and height of the picture: what was asked for, which the VAE must be able to make; else that of the map or
+    picture it is made from, brought to the base's native area where it is far larger and rounded to what the VAE needs;
+    else the base's own."""
     factor = base.vae_factor
     if asked is not None:
         if any(side % factor for side in asked):
             near = "x".join(str(max(factor, round(side / factor) * factor)) for side in asked)
             raise RequestError(f"--size {asked[0]}x{asked[1]}: the base's VAE needs multiples of {factor}; use {near}")
         return asked
-    height, width = maps[0].pixels.shape[:2]
+    if given is None:
+        return base.native_size, base.native_size
+    width, height = given.width, given.height
     scale = 1.0
     if width * height > LARGEST_AREA * base.native_size**2:
         scale = base.native_size / (width * height) ** 0.5
@@ -109,21 +127,44 @@ def choose_size(
             if scale != 1
             else (f"the VAE needs multiples of {factor}")
         )
-        say(f"painting at {chosen[0]}x{chosen[1]} for a map of {width}x{height}: {why}; --size says otherwise")
+        say(f"painting at {chosen[0]}x{chosen[1]} for a {given.what} of {width}x{height}: {why}; --size says otherwise")
     return chosen[0], chosen[1]
 
 
-def fit_map(control_map: Map, size: tuple[int, int], say: Callable[[str], None]) -> NDArray[np.uint8]:
-    """The map at exactly that size: scaled to cover it, and what stands out cut off on both sides alike (and said)."""
-    height, width = control_map.pixels.shape[:2]
-    scale = max(size[0] / width, size[1] / height)
-    covering = max(size[0], round(width * scale)), max(size[1], round(height * scale))
-    cut = covering[0] - size[0], covering[1] - size[1]
-    if max(cut[0] / covering[0], cut[1] / covering[1]) > 0.02:  # less is the rounding to the VAE's grid
-        say(
-            f"{control_map.control.file.name} is {width}x{height}, the picture {size[0]}x{size[1]}: "
-            f"its middle is used, {max(cut[0] / covering[0], cut[1] / covering[1]):.0%} is cut off"
-        )
-    resized = resize_map(control_map.pixels, *covering, control_map.values)
-    left, top = cut[0] // 2, cut[1] // 2
-    return resized[top : top + size[1], left : left + size[0]].copy()
+def fit_picture(
+    pixels: NDArray[np.uint8], name: str, size: tuple[int, int], say: Callable[[str], None]
+) -> NDArray[np.uint8]:
+    """A picture at exactly that size: scaled to cover it; what stands out is cut off on both sides alike (and said)."""
+    height, width = pixels.shape[:2]
+    covering, window = cover(width, height, size)
+    _say_cut(name, (width, height), covering, size, say)
+    return resize_picture(pixels, covering)[window].copy()
+
+
+def fit_map(
+    control_map: Map, size: tuple[int, int], say: Callable[[str], None], resize: str = "crop"
+) -> NDArray[np.uint8]:
+    """A map at exactly that size, with the values of its kind: it covers the size and is cut ("crop"), stands in it
+    whole between black, which controls nothing ("pad"), or gives up its shape ("fit")."""
+    pixels, values, name = control_map.pixels, control_map.values, control_map.control.file.name
+    height, width = pixels.shape[:2]
+    if resize == "crop":
+        covering, window = cover(width, height, size)
+        _say_cut(name, (width, height), covering, size, say)
+        return resize_map(pixels, *covering, values)[window].copy()
+    if resize == "fit":
+        return resize_map(pixels, *size, values)
+    scale = min(size[0] / width, size[1] / height)
+    inner = min(size[0], max(1, round(width * scale))), min(size[1], max(1, round(height * scale)))
+    left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    padded = np.zeros((size[1], size[0], 3), np.uint8)
+    padded[top : top + inner[1], left : left + inner[0]] = resize_map(pixels, *inner, values)
+    return padded
+
+
+def _say_cut(
+    name: str, own: tuple[int, int], covering: tuple[int, int], size: tuple[int, int], say: Callable[[str], None]
+) -> None:
+    cut = max((across - kept) / across for across, kept in zip(covering, size, strict=True))
+    if cut > 0.02:  # less is the rounding to the VAE's grid
+        say(f"{name} is {own[0]}x{own[1]}, the picture {size[0]}x{size[1]}: its middle is used, {cut:.0%} is cut off")

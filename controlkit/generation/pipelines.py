@@ -1,4 +1,4 @@
-"""diffusers' pipeline for a base and its ControlNets, put together from parts that are loaded or trained elsewhere."""
+"""diffusers' pipeline for a task, a base and its ControlNets, from parts that are loaded or trained elsewhere."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ if TYPE_CHECKING:
 
     from controlkit.models.bases import Base
     from controlkit.models.formats.vae_file import Vae
+
+FROM_TEXT = "text"
+FROM_PICTURE = "picture"
+
+# (task, with ControlNets) -> the pipeline of SD 1.x and 2.x, that of SDXL. Inpainting will be a task of its own.
+PIPELINES = {
+    (FROM_TEXT, False): ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
+    (FROM_TEXT, True): ("StableDiffusionControlNetPipeline", "StableDiffusionXLControlNetPipeline"),
+    (FROM_PICTURE, False): ("StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    (FROM_PICTURE, True): ("StableDiffusionControlNetImg2ImgPipeline", "StableDiffusionXLControlNetImg2ImgPipeline"),
+}
 
 
 def load_parts(
@@ -35,31 +46,34 @@ def load_parts(
 
 def control_pipeline(base: Base, parts: dict[str, Any], controlnets: list[ControlNetModel], scheduler: Any) -> Any:
     """The text-to-image pipeline of the base's family under these ControlNets."""
-    from diffusers import StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
+    return make_pipeline(FROM_TEXT, base, parts, controlnets, scheduler)
 
+
+def make_pipeline(
+    task: str, base: Base, parts: dict[str, Any], controlnets: list[ControlNetModel], scheduler: Any
+) -> Any:
+    """diffusers' pipeline for that task and the base's family, under these ControlNets or none."""
+    import diffusers
+
+    need_latent_channels(base)
+    kind = getattr(diffusers, PIPELINES[task, bool(controlnets)][base.is_xl])
+    options = {**parts, "scheduler": scheduler}
+    if controlnets:
+        options["controlnet"] = controlnets[0] if len(controlnets) == 1 else controlnets
+    if base.is_xl:
+        options["force_zeros_for_empty_prompt"] = bool(base.index.get("force_zeros_for_empty_prompt", True))
+        options["add_watermarker"] = False
+    else:
+        options |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipeline = kind(**options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def need_latent_channels(base: Base) -> None:
+    """Refuse a base whose UNet takes more than latents."""
     if base.inpaints:
         raise RequestError(
             f"base {base.name!r} is an inpainting base ({base.unet['in_channels']} channels), which cannot paint from "
             f"text alone; choose its text-to-image sibling"
         )
-    controlnet = controlnets[0] if len(controlnets) == 1 else controlnets
-    if base.is_xl:
-        empty_is_zero = bool(base.index.get("force_zeros_for_empty_prompt", True))
-        pipeline: Any = StableDiffusionXLControlNetPipeline(
-            **parts,
-            controlnet=controlnet,
-            scheduler=scheduler,
-            force_zeros_for_empty_prompt=empty_is_zero,
-            add_watermarker=False,
-        )
-    else:
-        pipeline = StableDiffusionControlNetPipeline(
-            **parts,
-            controlnet=controlnet,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,22 +10,34 @@ from pathlib import Path
 from annotators import ANNOTATORS
 from controlkit.diffusion.samplers import SAMPLERS
 from controlkit.errors import RequestError, known
+from controlkit.generation.controls import RESIZES
+from controlkit.generation.modes import BALANCED, MODES
 from controlkit.models.bases import DEFAULT_BASE
 from controlkit.models.formats.lora import Lora
+
+DEFAULT_STRENGTH = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """A control map: its file, its type where that was said, how strongly and in which part of the steps it counts."""
+    """A control map: its file, its type where that was said, how strongly and in which part of the steps it counts.
+
+    `start` and `end` are shares of the steps that are walked.
+    """
 
     file: Path
     type: str | None = None
     weight: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    mode: str = BALANCED
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise RequestError(f"unknown control mode {self.mode!r}: {known(self.mode, MODES)}")
 
     @staticmethod
-    def parse(text: str) -> Control:
+    def parse(text: str, mode: str = BALANCED) -> Control:
         """`[TYPE=]FILE[@WEIGHT[:START[:END]]]`; `TYPE=` counts only for a registered type, `@…` only if all behind it
         are numbers, so that any file can be named."""
         file, type = text, None
@@ -38,7 +51,7 @@ class Control:
         weight, start, end = numbers + [1.0, 0.0, 1.0][len(numbers) :]
         if not 0 <= start < end <= 1:
             raise RequestError(f"--control {text}: from {start:g} to {end:g}: expected 0 <= START < END <= 1")
-        return Control(file=Path(file), type=type, weight=weight, start=start, end=end)
+        return Control(file=Path(file), type=type, weight=weight, start=start, end=end, mode=mode)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +70,15 @@ class Net:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to paint. `controlnets` pair with `controls` by type where both are known, else by order."""
+    """What to paint. `controlnets` pair with `controls` by type where both are known, else by order.
 
-    controls: tuple[Control, ...]
-    controlnets: tuple[Net, ...]
+    Its task follows from what it holds: with an `image` img2img, else txt2img; each with controls or without.
+    """
+
+    controls: tuple[Control, ...] = ()
+    controlnets: tuple[Net, ...] = ()
+    image: Path | None = None  # the picture that img2img starts from
+    strength: float | None = None  # of img2img: the share of the steps that is walked; None: DEFAULT_STRENGTH
     prompt: str = ""
     negative: str = ""
     base: str = DEFAULT_BASE
@@ -71,16 +89,34 @@ class Request:
     vae: str | None = None  # a file or folder; None: the base's own
     sampler: str = "dpmpp_2m_karras"
     steps: int = 20
+    eta: float = 0.0  # noise of each step, for the samplers that have it
     cfg: float = 7.5
+    cfg_rescale: float = 0.0
+    clip_skip: int = 1  # 1: the text encoder's layer that the family reads; 2: the one before
     seed: int = 0
     num: int = 1
-    size: tuple[int, int] | None = None  # width, height; None: the control map's
+    size: tuple[int, int] | None = None  # width, height; None: the first map's, else the image's, else the base's
+    resize: str = "crop"  # how maps of another shape come to the size
     annotate: bool = False  # the control files are photographs: make their maps first
 
     def __post_init__(self) -> None:
         problems = []
-        if not self.controls:
-            problems.append("no control map: expected --control FILE")
+        if not (self.controls or self.image or self.prompt):
+            problems.append("nothing to paint from: expected --prompt TEXT, --control FILE or --image FILE")
+        if self.strength is not None and self.image is None:
+            problems.append(
+                f"strength={self.strength:g}: says how much of a picture changes; give it with --image FILE"
+            )
+        elif self.image is not None and not 0 < self.noise_share <= 1:
+            problems.append(
+                f"strength={self.noise_share:g}: expected above 0 (the picture as it is) to 1 (all of it anew)"
+            )
+        elif self.steps >= 1 and self.walked_steps < 1:
+            fewest = math.ceil(1 / self.noise_share)
+            problems.append(
+                f"strength={self.noise_share:g} of {self.steps} steps leaves none to walk; use --steps {fewest} or "
+                f"more, or --strength {math.ceil(1000 / self.steps) / 1000:g}"
+            )
         if self.sampler not in SAMPLERS:
             problems.append(f"unknown sampler {self.sampler!r}: {known(self.sampler, SAMPLERS)}")
         for name in ("steps", "num"):
@@ -90,10 +126,44 @@ class Request:
             problems.append(f"seed={self.seed}: expected 0 to {2**63 - self.num}")
         if self.cfg < 0:
             problems.append(f"cfg={self.cfg:g}: expected 0 or more (1 is no guidance)")
+        if not 0 <= self.cfg_rescale <= 1:
+            problems.append(f"cfg_rescale={self.cfg_rescale:g}: expected 0 (off) to 1; 0.7 is usual")
+        elif self.cfg_rescale and self.cfg <= 1:
+            problems.append(
+                f"cfg_rescale={self.cfg_rescale:g}: without guidance (cfg={self.cfg:g}) nothing is rescaled"
+            )
+        if self.clip_skip < 1:
+            problems.append(f"clip_skip={self.clip_skip}: expected 1 (the usual layer), 2 (the one before) or more")
+        if self.resize not in RESIZES:
+            problems.append(f"unknown resize {self.resize!r}: {known(self.resize, RESIZES)}")
         if self.size is not None and min(self.size) < 1:
             problems.append(f"size {self.size[0]}x{self.size[1]}: expected WIDTHxHEIGHT in pixels, e.g. 512x768")
         if problems:
             raise RequestError("\n".join(problems))
+
+    @property
+    def noise_share(self) -> float:
+        """The strength of img2img; 1 where the picture starts from noise."""
+        if self.image is None:
+            return 1.0
+        return DEFAULT_STRENGTH if self.strength is None else self.strength
+
+    @property
+    def walked_steps(self) -> int:
+        """Of the steps, those that are walked: as diffusers counts them, rounded down."""
+        return int(self.steps * self.noise_share)
+
+
+def parse_controls(texts: tuple[str, ...], modes: tuple[str, ...]) -> tuple[Control, ...]:
+    """Controls and their modes: none for balanced, one for all, or one for each in their order."""
+    if modes and not texts:
+        raise RequestError(f"control mode {modes[0]!r} without a control; give it with --control FILE")
+    if len(modes) not in (0, 1, len(texts)):
+        raise RequestError(
+            f"{len(modes)} control modes for {len(texts)} controls; expected one for all, or one for each"
+        )
+    each = (modes or (BALANCED,)) * len(texts) if len(modes) < 2 else modes
+    return tuple(Control.parse(text, mode) for text, mode in zip(texts, each, strict=True))
 
 
 def parse_size(text: str) -> tuple[int, int]:

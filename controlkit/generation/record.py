@@ -1,0 +1,70 @@
+"""What the PNG of a picture says of it: every field of its request, with the hashes of all files that it names."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from controlkit.generation.settings import library_versions, weights_sha256
+
+if TYPE_CHECKING:
+    import torch
+
+    from controlkit.generation.plan import Plan
+
+
+def record(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The settings of a plan's pictures, but for the seed that each has of its own."""
+    request = plan.request
+    image = None
+    if plan.start:
+        image = {"file": str(request.image), "sha256": plan.start.file_sha256, "strength": request.noise_share}
+    return {
+        "prompt": request.prompt,
+        "negative": request.negative,
+        "base": {
+            "name": request.base,
+            "sha256": weights_sha256(plan.base.folder),
+            "prediction": plan.base.prediction_type,
+            "tokenizer": request.tokenizer,
+        },
+        "loras": [
+            {"file": str(lora.file), "weight": lora.weight, "sha256": weights_sha256(lora.file.expanduser())}
+            for lora in request.loras
+        ],
+        "embeddings": [{"file": str(file), "sha256": weights_sha256(file.expanduser())} for file in request.embeddings],
+        "vae": {"name": request.vae, "sha256": weights_sha256(plan.vae.path)} if plan.vae else None,
+        "controls": [
+            {
+                **asdict(control_map.control),
+                "file": str(control_map.control.file),
+                "type": control_map.type,
+                "sha256": control_map.file_sha256,
+                "controlnet": {"name": controlnet.name, "sha256": weights_sha256(controlnet.folder)},
+            }
+            for control_map, controlnet in zip(plan.maps, plan.controlnets, strict=True)
+        ],
+        "annotate": request.annotate,
+        "resize": request.resize,
+        "image": image,
+        "sampler": request.sampler,
+        "steps": request.steps,
+        "eta": request.eta,
+        "cfg": request.cfg,
+        "cfg_rescale": request.cfg_rescale,
+        "clip_skip": request.clip_skip,
+        "width": plan.size[0],
+        "height": plan.size[1],
+        "device": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "versions": library_versions(),
+    }
+
+
+def made_maps(plan: Plan) -> dict[str, bytes]:
+    """The PNGs of the maps that --annotate made, each under the name it is kept by."""
+    return {
+        f"{control_map.type}{number + 1 if len(plan.maps) > 1 else ''}": control_map.made_png
+        for number, control_map in enumerate(plan.maps)
+        if control_map.made_png
+    }

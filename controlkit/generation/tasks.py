@@ -1,0 +1,81 @@
+"""A plan as a call of diffusers: which pipeline, under which names its arguments go, and what is hooked in beside."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from controlkit.generation.modes import control_modes, is_guess_mode
+from controlkit.generation.pipelines import FROM_PICTURE, FROM_TEXT, make_pipeline
+from controlkit.generation.prompts import read_earlier_layer
+from controlkit.generation.rescale import has_own_rescale, rescaled_guidance
+from controlkit.models.formats.embeddings import rewrite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from controlkit.generation.plan import Plan
+
+
+def pipeline_and_arguments(plan: Plan, parts: dict[str, Any], nets: list[Any]) -> tuple[Any, dict[str, Any]]:
+    """The pipeline of a plan's task, and everything to call it with but seeds and callbacks."""
+    task = FROM_PICTURE if plan.start else FROM_TEXT
+    pipeline = make_pipeline(task, plan.base, parts, nets, plan.scheduler)
+    arguments = _common(plan)
+    if (skip := plan.request.clip_skip - 1) and plan.base.is_xl:
+        arguments["clip_skip"] = skip
+    elif skip:
+        arguments["prompt_embeds"] = read_earlier_layer(parts, arguments.pop("prompt"), skip)
+    if plan.controlnets:
+        arguments |= _of_controls(plan, "image" if task == FROM_TEXT else "control_image")
+    if plan.start:
+        arguments |= {"image": _pil(plan.start.pixels), "strength": plan.request.noise_share}
+    if task == FROM_TEXT or plan.controlnets:  # img2img alone paints at its picture's size
+        arguments |= {"width": plan.size[0], "height": plan.size[1]}
+    if plan.request.cfg_rescale and has_own_rescale(pipeline):
+        arguments["guidance_rescale"] = plan.request.cfg_rescale
+    return pipeline, arguments
+
+
+@contextmanager
+def seams(plan: Plan, pipeline: Any, nets: list[Any]) -> Iterator[None]:
+    """What the plan asks for beyond the pipeline's arguments, hooked in as long as the block lasts."""
+    request = plan.request
+    with ExitStack() as hooks:
+        hooks.enter_context(control_modes(nets, [control.mode for control in request.controls], guided=plan.guided))
+        if request.cfg_rescale and not has_own_rescale(pipeline):
+            hooks.enter_context(rescaled_guidance(pipeline.unet, cfg=request.cfg, rescale=request.cfg_rescale))
+        yield
+
+
+def _common(plan: Plan) -> dict[str, Any]:
+    request = plan.request
+    return {
+        "prompt": rewrite(request.prompt, plan.embeddings),
+        "negative_prompt": rewrite(request.negative, plan.embeddings) or None,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.cfg,
+        "eta": request.eta,
+    }
+
+
+def _of_controls(plan: Plan, name: str) -> dict[str, Any]:
+    """One ControlNet takes a value, several take a list. `name` is what the pipeline calls its maps."""
+    controls = plan.request.controls
+
+    def of_each(values: list[Any]) -> Any:
+        return values[0] if len(values) == 1 else values
+
+    return {
+        name: of_each([_pil(pixels) for pixels in plan.fitted]),
+        "controlnet_conditioning_scale": of_each([control.weight for control in controls]),
+        "control_guidance_start": of_each([control.start for control in controls]),
+        "control_guidance_end": of_each([control.end for control in controls]),
+        "guess_mode": is_guess_mode([control.mode for control in controls]),
+    }
+
+
+def _pil(pixels: Any) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(pixels)
