@@ -76,12 +76,15 @@ def generate(
     from PIL import Image
 
     from controlkit.generation.pipelines import control_pipeline, load_parts
+    from controlkit.generation.silent import control_conditional_half, silenced
 
     nets = [net.load(torch_dtype=dtype).to(device).eval() for net in controlnets]
     parts = load_parts(base, dtype=dtype, device=device, vae=vae)
     apply_loras(parts, loras)
     add_embeddings(parts, embeddings)
-    pipeline = control_pipeline(base, parts, nets, scheduler)
+    pipeline = control_pipeline(base, parts, [silenced(nets)], scheduler)
+    if request.control_half:
+        control_conditional_half(pipeline)
 
     def of_each(values: list[float]) -> Any:
         """One ControlNet takes a number, several take a list."""
@@ -126,6 +129,7 @@ def generate(
             for control_map, controlnet in zip(maps, controlnets, strict=True)
         ],
         "annotate": request.annotate,
+        "control_half": request.control_half,
         "sampler": request.sampler,
         "steps": request.steps,
         "cfg": request.cfg,

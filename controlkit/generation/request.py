@@ -76,6 +76,7 @@ class Request:
     num: int = 1
     size: tuple[int, int] | None = None  # width, height; None: the control map's
     annotate: bool = False  # the control files are photographs: make their maps first
+    control_half: bool = False  # of guidance's two halves the one with the prompt alone is controlled
 
     def __post_init__(self) -> None:
         problems = []
@@ -90,6 +91,10 @@ class Request:
             problems.append(f"seed={self.seed}: expected 0 to {2**63 - self.num}")
         if self.cfg < 0:
             problems.append(f"cfg={self.cfg:g}: expected 0 or more (1 is no guidance)")
+        if self.control_half and self.cfg <= 1:
+            problems.append(
+                f"control_half: cfg={self.cfg:g} guides nothing, so there are no halves; leave one of them out"
+            )
         if self.size is not None and min(self.size) < 1:
             problems.append(f"size {self.size[0]}x{self.size[1]}: expected WIDTHxHEIGHT in pixels, e.g. 512x768")
         if problems:
