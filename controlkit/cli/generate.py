@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from controlkit.cli.execution_options import execution_options
 from controlkit.cli.output import common_options
 
 if TYPE_CHECKING:
     from controlkit.cli.output import Output
+    from controlkit.generation.execution import Execution
 
 
 @click.command()
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 @click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
               help="Precision.  [default: float16 on cuda, else float32]")  # fmt: skip
+@execution_options
 @common_options(answers=True)
 def command(
     controls: tuple[str, ...],
@@ -68,6 +71,7 @@ def command(
     control_half: bool,
     device: str | None,
     dtype: str | None,
+    execution: Execution,
     output: Output,
 ) -> int:
     """Paint pictures that follow control maps.
@@ -126,7 +130,9 @@ def command(
     precision = getattr(torch, dtype or ("float16" if where.type == "cuda" else "float32"))
     written = []
     with output.progress("generate", "steps") as progress:
-        for picture in generate(request, device=where, dtype=precision, say=output.say, progress=progress):
+        for picture in generate(
+            request, device=where, dtype=precision, execution=execution, say=output.say, progress=progress
+        ):
             png = encode_picture(picture.image, picture.settings)
             if one_file:
                 path = out

@@ -10,6 +10,8 @@ import numpy as np
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
 from controlkit.generation.controls import choose_size, fit_map, read_map
+from controlkit.generation.execution import Execution
+from controlkit.generation.memory import refuse_what_does_not_fit
 from controlkit.generation.settings import library_versions, weights_sha256
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
@@ -37,16 +39,19 @@ class Picture:
     made_maps: dict[str, bytes]
 
 
+@refuse_what_does_not_fit
 def generate(
     request: Request,
     *,
     device: torch.device,
     dtype: torch.dtype,
+    execution: Execution = Execution(),  # noqa: B008 (frozen)
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Picture]:
     """The pictures of a request, each as soon as it is painted. `progress` counts steps over all of them."""
     # Everything that can be refused is refused before a weight is loaded.
+    execution.check(device)
     base = find_base(request.base, prediction=request.prediction, tokenizer=request.tokenizer)
     for guess in base.guesses:
         say(guess)
@@ -70,6 +75,7 @@ def generate(
     vae = find_vae(request.vae, base) if request.vae else None
     scheduler = make_sampler(request.sampler, base.scheduler, steps=request.steps)
     size = choose_size(request.size, maps, base, say)
+    tiled = execution.tiles(size, say)
     fitted = [fit_map(control_map, size, say) for control_map in maps]
 
     import torch
@@ -78,13 +84,15 @@ def generate(
     from controlkit.generation.pipelines import control_pipeline, load_parts
     from controlkit.generation.silent import control_conditional_half, silenced
 
-    nets = [net.load(torch_dtype=dtype).to(device).eval() for net in controlnets]
-    parts = load_parts(base, dtype=dtype, device=device, vae=vae)
+    home = execution.home(device)
+    nets = [net.load(torch_dtype=dtype).to(home).eval() for net in controlnets]
+    parts = load_parts(base, dtype=dtype, device=home, vae=vae)
     apply_loras(parts, loras)
     add_embeddings(parts, embeddings)
     pipeline = control_pipeline(base, parts, [silenced(nets)], scheduler)
     if request.control_half:
         control_conditional_half(pipeline)
+    execution.apply(pipeline, device, tiled=tiled)
 
     def of_each(values: list[float]) -> Any:
         """One ControlNet takes a number, several take a list."""
@@ -130,6 +138,7 @@ def generate(
         ],
         "annotate": request.annotate,
         "control_half": request.control_half,
+        "vae_tiling": tiled,
         "sampler": request.sampler,
         "steps": request.steps,
         "cfg": request.cfg,
