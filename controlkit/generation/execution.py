@@ -21,10 +21,12 @@ TILED_FROM_PIXELS = 2048 * 1024
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """`vae_tiling` None: in tiles where the picture is large. `offload` "model": each network is on the GPU while it
-    computes; "sequential": each layer, which takes the least memory and by far the most time."""
+    computes; "sequential": each layer, which takes the least memory and by far the most time. `compile` is a backend of
+    torch.compile, None: nothing is compiled."""
 
     vae_tiling: bool | None = None
     offload: str | None = None
+    compile: str | None = None
 
     def check(self, device: torch.device) -> None:
         """Refuse what this device cannot do."""
@@ -35,6 +37,8 @@ class Execution:
                 f"--offload {self.offload} keeps networks off the GPU while they wait, and here they compute on the "
                 f"CPU; leave it out, or choose a --device with memory of its own"
             )
+        if self.offload and self.compile:
+            raise RequestError("--compile is for networks that stay on the GPU; leave out --offload, or --compile")
 
     def home(self, device: torch.device) -> torch.device | str:
         """Where the networks lie once they are loaded."""
@@ -50,8 +54,8 @@ class Execution:
             say(f"{size[0]}x{size[1]} is decoded in tiles, to save memory; --no-vae-tiling decodes it whole")
         return large
 
-    def apply(self, pipeline: Any, device: torch.device, *, tiled: bool) -> None:
-        """Set up a pipeline whose networks are at `home`."""
+    def apply(self, pipeline: Any, device: torch.device, *, tiled: bool, say: Callable[[str], None]) -> None:
+        """Set up a pipeline whose networks are at `home` and whose ControlNets are silenced."""
         if tiled:
             pipeline.vae.enable_tiling()  # tiles as large as the pictures that it was trained on, a quarter of overlap
             pipeline.vae.enable_slicing()  # and of several pictures one at a time
@@ -59,3 +63,8 @@ class Execution:
             pipeline.enable_model_cpu_offload(device=device)
         elif self.offload == "sequential":
             pipeline.enable_sequential_cpu_offload(device=device)
+        if self.compile:
+            say("UNet and ControlNet are compiled at the first step, which takes minutes; later steps are faster")
+            pipeline.unet.compile(backend=self.compile)
+            for net in getattr(pipeline.controlnet, "nets", [pipeline.controlnet]):
+                net.compile(backend=self.compile)

@@ -11,7 +11,7 @@ from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
 from controlkit.generation.controls import choose_size, fit_map, read_map
 from controlkit.generation.execution import Execution
-from controlkit.generation.memory import refuse_what_does_not_fit
+from controlkit.generation.limits import refuse_what_cannot_be
 from controlkit.generation.settings import library_versions, weights_sha256
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
@@ -39,7 +39,7 @@ class Picture:
     made_maps: dict[str, bytes]
 
 
-@refuse_what_does_not_fit
+@refuse_what_cannot_be
 def generate(
     request: Request,
     *,
@@ -92,7 +92,7 @@ def generate(
     pipeline = control_pipeline(base, parts, [silenced(nets)], scheduler)
     if request.control_half:
         control_conditional_half(pipeline)
-    execution.apply(pipeline, device, tiled=tiled)
+    execution.apply(pipeline, device, tiled=tiled, say=say)
 
     def of_each(values: list[float]) -> Any:
         """One ControlNet takes a number, several take a list."""
@@ -139,6 +139,7 @@ def generate(
         "annotate": request.annotate,
         "control_half": request.control_half,
         "vae_tiling": tiled,
+        "compile": execution.compile is not None,
         "sampler": request.sampler,
         "steps": request.steps,
         "cfg": request.cfg,

@@ -7,6 +7,9 @@ a control that does not count is answered with nothing.
 Under classifier-free guidance the pipeline's batch holds two halves, [without prompt, with prompt]. On request the
 ControlNet is computed for the half with the prompt alone, at half the cost, and the other half is painted without
 control, as in diffusers' guess mode but without its decay over the layers. Guidance then amplifies the control too.
+
+Compiled, weights are tensors, and silence is zeros of full size, known from the first answer: the graphs of ControlNet
+and UNet are then the same for every weight and window, so that nothing is ever compiled again.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ def silenced(controlnets: list[Any]) -> Any:
     """These very ControlNets, not copies, as a pipeline takes them; from now on they compute only what counts."""
     for net in controlnets:
         net.__class__ = SilentControlNet
-        net.half = Memo()
+        net.half, net.compiled, net.zeros = Memo(), None, {}
         net.controlnet_cond_embedding.__class__ = RememberingHintEncoder
         net.controlnet_cond_embedding.encoded = Memo()
     return controlnets[0] if len(controlnets) == 1 else SilentControlNets(controlnets)
@@ -78,6 +81,14 @@ class SilentControlNet(ControlNetModel):  # type: ignore[misc]
     is_guided: Callable[[], bool] | None = None
     """If set: asked at each step whether the batch holds two halves, of which the second alone is computed."""
     half: Memo
+    compiled: Callable[..., Any] | None
+    zeros: dict[tuple[Any, ...], Residuals]
+
+    def compile(self, **options: Any) -> None:
+        """Compile what computes; whether it does, and the encoding of the map, stay outside."""
+        encoder = self.controlnet_cond_embedding
+        encoder.forward = torch.compiler.disable(encoder.forward)  # type: ignore[no-untyped-call]
+        self.compiled = torch.compile(super().forward, **options)
 
     def forward(
         self,
@@ -93,29 +104,38 @@ class SilentControlNet(ControlNetModel):  # type: ignore[misc]
         **others: Any,
     ) -> Any:
         """As the pipelines call it; asked for a dict, as nobody paints, it always computes."""
-        if conditioning_scale == 0 and not return_dict:
-            return self.silence(sample, guess_mode)
         half = self.is_guided is not None and self.is_guided() and not guess_mode  # guess mode hands over a half itself
+        silent = conditioning_scale == 0 and not return_dict
+        shape = (sample.shape, sample.dtype, sample.device, guess_mode, half)
+        if silent and self.compiled is None:
+            return self.silence(sample, guess_mode)
+        if silent and shape in self.zeros:
+            return self.zeros[shape]
         if half:
             sample, encoder_hidden_states = _second(sample), _second(encoder_hidden_states)
             controlnet_cond = self.half(controlnet_cond, _second)  # one view for all steps, for the encoder to know it
             if added_cond_kwargs is not None:
                 added_cond_kwargs = {name: _second(value) for name, value in added_cond_kwargs.items()}
-        answer = super().forward(
+        compute: Callable[..., Any] = super().forward
+        scale: Tensor | float = conditioning_scale
+        if self.compiled is not None:  # a number would be compiled into the graph, a tensor is handed to it
+            compute, scale = self.compiled, torch.full((), conditioning_scale, device=sample.device)
+        answer = compute(
             sample,
             timestep,
             encoder_hidden_states,
             controlnet_cond,
-            conditioning_scale,
+            scale,
             added_cond_kwargs=added_cond_kwargs,
             guess_mode=guess_mode,
             return_dict=return_dict,
             **others,
         )
-        if not half:
-            return answer
-        down, middle = answer
-        return [_behind_zeros(each) for each in down], _behind_zeros(middle)
+        if half:
+            answer = [_behind_zeros(each) for each in answer[0]], _behind_zeros(answer[1])
+        if self.compiled is not None and not return_dict:
+            self.zeros.setdefault(shape, ([torch.zeros_like(each) for each in answer[0]], torch.zeros_like(answer[1])))
+        return self.zeros[shape] if silent else answer
 
     def silence(self, sample: Tensor, guess_mode: bool) -> Residuals:
         """What a pipeline takes for "add nothing" to this batch."""
@@ -157,8 +177,18 @@ class SilentControlNets(MultiControlNetModel):  # type: ignore[misc]
                 **others,
             )
             total = answer if total is None else _added(total, answer)
-        silence: Residuals = self.nets[0].silence(sample, guess_mode)
-        return silence if total is None else total
+        if total is None:
+            total = self.nets[0](
+                sample,
+                timestep,
+                encoder_hidden_states,
+                controlnet_cond[0],
+                0.0,
+                guess_mode=guess_mode,
+                return_dict=False,
+                **others,
+            )
+        return total
 
 
 def _second(batch: Tensor) -> Tensor:

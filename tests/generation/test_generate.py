@@ -147,7 +147,7 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
     assert settings == {
         "format": 1, "kind": "picture", "prompt": "ü", "negative": "n", "sampler": "ddim", "steps": 3, "cfg": 3.5,
         "seed": 4, "width": 64, "height": 48, "annotate": False, "control_half": False, "vae_tiling": False,
-        "device": "cpu", "dtype": "float32",
+        "compile": False, "device": "cpu", "dtype": "float32",
         "base": {
             "name": "random-sd15", "sha256": weights_sha256(find_base("random-sd15").folder),
             "prediction": "epsilon", "tokenizer": None,

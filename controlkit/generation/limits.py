@@ -1,4 +1,4 @@
-"""Out of memory: one line that says what to lower, instead of an allocator's page."""
+"""What a machine cannot do, said in one line with what to change, instead of an allocator's or compiler's page."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ if TYPE_CHECKING:
 _WORDS = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
-def refuse_what_does_not_fit(paint: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """`generate` whose running out of memory is a RequestError."""
+def refuse_what_cannot_be(paint: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """`generate` for which running out of memory, and nothing to compile with, are RequestErrors."""
 
     @functools.wraps(paint)
     def painting(request: Any, *, device: torch.device, dtype: torch.dtype, **how: Any) -> Iterator[Any]:
         try:
             yield from paint(request, device=device, dtype=dtype, **how)
         except (RuntimeError, MemoryError) as reason:
-            if not is_out_of_memory(reason):
-                raise
-            raise RequestError(what_to_lower(device, dtype, how.get("execution"))) from reason
+            execution = how.get("execution")
+            if is_out_of_memory(reason):
+                raise RequestError(what_to_lower(device, dtype, execution)) from reason
+            if execution and execution.compile and is_of_the_compiler(reason):
+                why = str(getattr(reason, "inner_exception", reason)).strip().split("\n")[0]
+                raise RequestError(f"--compile does not work here ({why}); leave it out") from reason
+            raise
 
     return painting
 
@@ -37,6 +41,12 @@ def is_out_of_memory(reason: Exception) -> bool:
     import torch
 
     return isinstance(reason, MemoryError | torch.OutOfMemoryError) or any(word in str(reason) for word in _WORDS)
+
+
+def is_of_the_compiler(reason: Exception) -> bool:
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(reason, TorchDynamoException)
 
 
 def what_to_lower(device: torch.device, dtype: torch.dtype, execution: Execution | None) -> str:
