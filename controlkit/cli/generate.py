@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from controlkit.cli.execution_options import execution_options
 from controlkit.cli.output import common_options
 
 if TYPE_CHECKING:
     from controlkit.cli.output import Output
+    from controlkit.generation.execution import Execution
 
 
 @click.command()
@@ -57,9 +59,12 @@ if TYPE_CHECKING:
 @click.option("--out", default="outputs", show_default=True, type=click.Path(path_type=Path),
               help="A folder, or FILE.png for one picture.")  # fmt: skip
 @click.option("--annotate", is_flag=True, help="The control FILE is a photograph: make its map first, and keep it.")
+@click.option("--control-half", is_flag=True,
+              help="Control guidance's half with the prompt alone: half the time, a stronger control.")  # fmt: skip
 @click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
               help="Precision.  [default: float16 on cuda, else float32]")  # fmt: skip
+@execution_options
 @common_options(answers=True)
 def command(
     controls: tuple[str, ...],
@@ -87,8 +92,10 @@ def command(
     size: str | None,
     out: Path,
     annotate: bool,
+    control_half: bool,
     device: str | None,
     dtype: str | None,
+    execution: Execution,
     output: Output,
 ) -> int:
     """Paint pictures: from a prompt, from a picture (--image), under control maps (--control) or without.
@@ -137,6 +144,7 @@ def command(
         size=parse_size(size) if size else None,
         resize=resize,
         annotate=annotate,
+        control_half=control_half,
     )
     one_file = out.suffix.lower() == ".png"
     if one_file and num > 1:
@@ -152,7 +160,9 @@ def command(
     precision = getattr(torch, dtype or ("float16" if where.type == "cuda" else "float32"))
     written = []
     with output.progress("generate", "steps") as progress:
-        for picture in generate(request, device=where, dtype=precision, say=output.say, progress=progress):
+        for picture in generate(
+            request, device=where, dtype=precision, execution=execution, say=output.say, progress=progress
+        ):
             png = encode_picture(picture.image, picture.settings)
             if one_file:
                 path = out

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from controlkit.errors import RequestError
+from controlkit.generation.execution import Execution
+from controlkit.generation.limits import refuse_what_cannot_be
 from controlkit.generation.pipelines import load_parts
 from controlkit.generation.plan import make_plan
 from controlkit.generation.record import made_maps, record
@@ -43,20 +45,24 @@ class Models:
     nets: list[Any]
 
 
+@refuse_what_cannot_be
 def generate(
     request: Request,
     *,
     device: torch.device,
     dtype: torch.dtype,
+    execution: Execution = Execution(),  # noqa: B008 (frozen)
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Picture]:
     """The pictures of a request, each as soon as it is painted. `progress` counts steps over all of them."""
+    execution.check(device)
     plan = make_plan(request, say)
-    yield from paint(plan, load_models(plan, device=device, dtype=dtype), progress=progress)
+    models = load_models(plan, device=execution.home(device), dtype=dtype)
+    yield from paint(plan, models, device=device, execution=execution, say=say, progress=progress)
 
 
-def load_models(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> Models:
+def load_models(plan: Plan, *, device: torch.device | str, dtype: torch.dtype) -> Models:
     """Weights enter the memory here and nowhere else."""
     nets = [net.load(torch_dtype=dtype).to(device).eval() for net in plan.controlnets]
     parts = load_parts(plan.base, dtype=dtype, device=device, vae=plan.vae)
@@ -66,14 +72,25 @@ def load_models(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> Mode
 
 
 def paint(
-    plan: Plan, models: Models, *, progress: Callable[[int, int], None] = lambda done, total: None
+    plan: Plan,
+    models: Models,
+    *,
+    device: torch.device,
+    execution: Execution = Execution(),  # noqa: B008 (frozen)
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Picture]:
-    """The pictures of a plan, one after the other."""
+    """The pictures of a plan, one after the other. The models are where `execution` has them while they wait."""
     import torch
 
-    request, unet = plan.request, models.parts["unet"]
+    request = plan.request
+    tiled = execution.tiles(plan.size, say)
     pipeline, arguments = pipeline_and_arguments(plan, models.parts, models.nets)
-    settings = record(plan, device=unet.device, dtype=unet.dtype)
+    execution.apply(pipeline, device, tiled=tiled, say=say)
+    settings = {
+        **record(plan, device=device, dtype=models.parts["unet"].dtype),
+        **{"vae_tiling": tiled, "compile": execution.compile is not None},
+    }
     total = request.num * request.walked_steps
     progress(0, total)
     for number in range(request.num):

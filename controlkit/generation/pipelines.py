@@ -26,7 +26,7 @@ PIPELINES = {
 
 
 def load_parts(
-    base: Base, *, dtype: torch.dtype, device: torch.device, locked: bool = False, vae: Vae | None = None
+    base: Base, *, dtype: torch.dtype, device: torch.device | str, locked: bool = False, vae: Vae | None = None
 ) -> dict[str, Any]:
     """UNet, VAE (the base's own, or the one given), text encoders and tokenizers of a base, ready to compute.
 

@@ -45,6 +45,7 @@ def record(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> dict[str,
             for control_map, controlnet in zip(plan.maps, plan.controlnets, strict=True)
         ],
         "annotate": request.annotate,
+        "control_half": request.control_half,
         "resize": request.resize,
         "image": image,
         "sampler": request.sampler,

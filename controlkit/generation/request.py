@@ -98,6 +98,7 @@ class Request:
     size: tuple[int, int] | None = None  # width, height; None: the first map's, else the image's, else the base's
     resize: str = "crop"  # how maps of another shape come to the size
     annotate: bool = False  # the control files are photographs: make their maps first
+    control_half: bool = False  # of guidance's two halves the one with the prompt alone is controlled
 
     def __post_init__(self) -> None:
         problems = []
@@ -136,10 +137,25 @@ class Request:
             problems.append(f"clip_skip={self.clip_skip}: expected 1 (the usual layer), 2 (the one before) or more")
         if self.resize not in RESIZES:
             problems.append(f"unknown resize {self.resize!r}: {known(self.resize, RESIZES)}")
+        problems += self._problems_of_half()
         if self.size is not None and min(self.size) < 1:
             problems.append(f"size {self.size[0]}x{self.size[1]}: expected WIDTHxHEIGHT in pixels, e.g. 512x768")
         if problems:
             raise RequestError("\n".join(problems))
+
+    def _problems_of_half(self) -> list[str]:
+        if not self.control_half:
+            return []
+        problems = []
+        if not self.controls:
+            problems.append("control_half: there is no control; leave it out, or give --control FILE")
+        if self.cfg <= 1:
+            problems.append(
+                f"control_half: cfg={self.cfg:g} guides nothing, so there are no halves; leave one of them out"
+            )
+        if any(control.mode != BALANCED for control in self.controls):
+            problems.append("control_half: a control mode decides on the halves itself; leave one of them out")
+        return problems
 
     @property
     def noise_share(self) -> float:

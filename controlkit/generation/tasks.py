@@ -9,6 +9,7 @@ from controlkit.generation.modes import control_modes, is_guess_mode
 from controlkit.generation.pipelines import FROM_PICTURE, FROM_TEXT, make_pipeline
 from controlkit.generation.prompts import read_earlier_layer
 from controlkit.generation.rescale import has_own_rescale, rescaled_guidance
+from controlkit.generation.silent import control_conditional_half, silenced
 from controlkit.models.formats.embeddings import rewrite
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 def pipeline_and_arguments(plan: Plan, parts: dict[str, Any], nets: list[Any]) -> tuple[Any, dict[str, Any]]:
     """The pipeline of a plan's task, and everything to call it with but seeds and callbacks."""
     task = FROM_PICTURE if plan.start else FROM_TEXT
-    pipeline = make_pipeline(task, plan.base, parts, nets, plan.scheduler)
+    pipeline = make_pipeline(task, plan.base, parts, [silenced(nets)] if nets else [], plan.scheduler)
+    if plan.request.control_half:
+        control_conditional_half(pipeline)
     arguments = _common(plan)
     if (skip := plan.request.clip_skip - 1) and plan.base.is_xl:
         arguments["clip_skip"] = skip

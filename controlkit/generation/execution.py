@@ -1,0 +1,70 @@
+"""How a request is computed: what lies where, and what is computed in parts. What is painted, the request says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from controlkit.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+OFFLOADS = ("model", "sequential")
+
+# From here on the decoder's largest tensor, 256 channels at full size, takes 2 GB in float32; it holds several.
+TILED_FROM_PIXELS = 2048 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """`vae_tiling` None: in tiles where the picture is large. `offload` "model": each network is on the GPU while it
+    computes; "sequential": each layer, which takes the least memory and by far the most time. `compile` is a backend of
+    torch.compile, None: nothing is compiled."""
+
+    vae_tiling: bool | None = None
+    offload: str | None = None
+    compile: str | None = None
+
+    def check(self, device: torch.device) -> None:
+        """Refuse what this device cannot do."""
+        if self.offload is not None and self.offload not in OFFLOADS:
+            raise RequestError(f"--offload {self.offload}: expected {' or '.join(OFFLOADS)}")
+        if self.offload and device.type == "cpu":
+            raise RequestError(
+                f"--offload {self.offload} keeps networks off the GPU while they wait, and here they compute on the "
+                f"CPU; leave it out, or choose a --device with memory of its own"
+            )
+        if self.offload and self.compile:
+            raise RequestError("--compile is for networks that stay on the GPU; leave out --offload, or --compile")
+
+    def home(self, device: torch.device) -> torch.device | str:
+        """Where the networks lie once they are loaded."""
+        return "cpu" if self.offload else device
+
+    def tiles(self, size: tuple[int, int], say: Callable[[str], None]) -> bool:
+        """Whether the VAE works in tiles; said where nobody asked for it, since it changes the pixels a little. It
+        does not depend on how much memory is free: the same request paints the same picture everywhere."""
+        if self.vae_tiling is not None:
+            return self.vae_tiling
+        large = size[0] * size[1] >= TILED_FROM_PIXELS
+        if large:
+            say(f"{size[0]}x{size[1]} is decoded in tiles, to save memory; --no-vae-tiling decodes it whole")
+        return large
+
+    def apply(self, pipeline: Any, device: torch.device, *, tiled: bool, say: Callable[[str], None]) -> None:
+        """Set up a pipeline whose networks are at `home` and whose ControlNets are silenced."""
+        if tiled:
+            pipeline.vae.enable_tiling()  # tiles as large as the pictures that it was trained on, a quarter of overlap
+            pipeline.vae.enable_slicing()  # and of several pictures one at a time
+        if self.offload == "model":
+            pipeline.enable_model_cpu_offload(device=device)
+        elif self.offload == "sequential":
+            pipeline.enable_sequential_cpu_offload(device=device)
+        if self.compile:
+            say("UNet and ControlNet are compiled at the first step, which takes minutes; later steps are faster")
+            pipeline.unet.compile(backend=self.compile)
+            for net in getattr(pipeline.controlnet, "nets", [pipeline.controlnet]):
+                net.compile(backend=self.compile)

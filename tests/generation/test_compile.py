@@ -1,0 +1,116 @@
+"""`--compile`: the same picture, and nothing is compiled again when weights, windows or guidance change."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from PIL import Image
+from torch._dynamo.utils import counters
+
+from annotators.canny import Canny
+from controlkit.cli.main import main
+from controlkit.diffusion.samplers import make_sampler
+from controlkit.generation.execution import Execution
+from controlkit.generation.settings import read_settings
+from controlkit.generation.silent import silenced
+from controlkit.models.bases import find_base
+from tests.conftest import draw_photo
+from tests.generation.test_generate import strong_net
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    return strong_net("random-sd15", tmp_path_factory.mktemp("nets") / "net")
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory):
+    path = tmp_path_factory.mktemp("maps") / "edge.png"
+    Image.fromarray(Canny()(draw_photo(0, 64, 64))).save(path)
+    return path
+
+
+def painter(net, edge, execution):
+    """A pipeline of two controls as a function."""
+    base = find_base("random-sd15")
+    nets = silenced([ControlNetModel.from_pretrained(net) for _ in range(2)])
+    pipeline = StableDiffusionControlNetPipeline.from_pretrained(base.folder, controlnet=nets, safety_checker=None)
+    pipeline.scheduler = make_sampler("ddim", base.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    said = []
+    execution.apply(pipeline, torch.device("cpu"), tiled=False, say=said.append)
+
+    def paint(weights, ends, cfg=5.0):
+        return pipeline(
+            "",
+            image=[Image.open(edge).convert("RGB")] * 2,
+            controlnet_conditioning_scale=weights,
+            control_guidance_end=ends,
+            guidance_scale=cfg,
+            num_inference_steps=3,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        ).images
+
+    return paint, said
+
+
+def test_nothing_is_compiled_again_when_weights_and_windows_change(net, edge):
+    torch._dynamo.reset()
+    counters.clear()
+    compiled, said = painter(net, edge, Execution(compile="eager"))
+    plain, _ = painter(net, edge, Execution())
+    ways = [
+        ([1.0, 1.0], [1.0, 1.0]),
+        ([0.5, 1.3], [1.0, 1.0]),
+        ([0.7, 0.9], [0.3, 0.6]),  # both, one, none
+        ([0.0, 0.8], [1.0, 0.6]),
+        ([0.0, 0.0], [1.0, 1.0]),
+        ([1.1, 0.4], [0.6, 1.0], 3.0),
+    ]
+    graphs = []
+    for way in ways:
+        torch.testing.assert_close(compiled(*way), plain(*way), rtol=0, atol=1e-4)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs == graphs[:1] * len(ways)
+    assert said == ["UNet and ControlNet are compiled at the first step, which takes minutes; later steps are faster"]
+
+
+@pytest.fixture
+def request_for(net, edge, tmp_path):
+    common = ["--base", "random-sd15", "--controlnet", net, "--control", f"{edge}@1:0:0.5", "--steps", 2, "--seed", 1]
+    return ["generate", *map(str, common), "--device", "cpu", "--out", str(tmp_path / "o.png")]
+
+
+def test_the_command_says_what_it_costs_and_writes_it_down(request_for, tmp_path, capsys):
+    """All but the compiling itself, which takes long; that it is asked for, the next test shows."""
+    assert main(request_for) == 0
+    plain = np.asarray(Image.open(tmp_path / "o.png")).astype(int)
+    assert "compiled" not in capsys.readouterr().err
+    with torch.compiler.set_stance("force_eager"):
+        assert main([*request_for, "--compile"]) == 0
+    assert "compiled at the first step, which takes minutes" in capsys.readouterr().err
+    assert read_settings(tmp_path / "o.png")["compile"] is True
+    assert np.abs(plain - np.asarray(Image.open(tmp_path / "o.png"))).max() <= 1
+
+
+def test_a_machine_that_cannot_compile_is_told_so(request_for, tmp_path, monkeypatch, capsys):
+    def no_compiler(graph, inputs):
+        raise FileNotFoundError("no C++ compiler is installed")
+
+    torch._dynamo.reset()
+    monkeypatch.setattr("controlkit.cli.execution_options.BACKEND", no_compiler)
+    assert main([*request_for, "--compile", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "error: --compile does not work here (" in said
+    assert "no C++ compiler is installed" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_what_moves_cannot_be_compiled(request_for, capsys):
+    assert main([*request_for, "--compile", "--offload", "model", "--quiet"]) == 2
+    assert "--offload model keeps networks off the GPU" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--compile is for networks that stay on the GPU"):
+        Execution(compile="inductor", offload="model").check(torch.device("cuda"))
