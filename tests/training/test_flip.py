@@ -1,7 +1,6 @@
 """Mirrored rows: picture and map together, anew each epoch, and only where nothing tells left from right."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from controlkit.training.batches import ControlRows, collate
 from controlkit.training.cache import cache_rows
 from controlkit.training.objective import latents
 from tests.training.test_objective import set_up
+from tests.training.test_train import steps_of
 
 
 def rows_of(dataset, flip=True):
@@ -133,7 +133,7 @@ def test_a_run_with_flips_resumes_exactly_and_is_another_run(dataset, tmp_path):
 
     def losses(name, *more):
         assert main(["train", *settings, f"output={tmp_path / name}", *more]) == 0
-        return [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [row["loss"] for row in steps_of(tmp_path / name)]
 
     whole = losses("whole", "data.flip=true", "steps=6")
     losses("broken", "data.flip=true", "steps=3")
