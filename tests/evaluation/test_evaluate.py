@@ -19,8 +19,8 @@ from controlkit.evaluation.obedience import edge_f1
 from controlkit.evaluation.report import compare, overlay, render, worst_first
 from controlkit.evaluation.scores import paired_share
 from controlkit.models.bases import find_base
-from tests.generation.test_generate import strong_net
 from tests.launcher import launch_two
+from tests.painting import strong_net
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from controlkit.generation.settings import read_settings
 from controlkit.generation.silent import silenced
 from controlkit.models.bases import find_base
 from tests.conftest import draw_photo
-from tests.generation.test_generate import strong_net
+from tests.painting import strong_net
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from controlkit.generation.silent import control_conditional_half, silenced
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import ControlNet
 from tests.conftest import draw_photo
-from tests.generation.test_generate import strong_net
+from tests.painting import strong_net
 
 STEPS = 4
 
