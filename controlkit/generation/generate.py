@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and everything that decided it; `made_maps` are the PNGs of maps that --annotate made."""
+    """A picture and everything that decided it; `made_maps` are the PNGs of maps that --annotate made, `previews` those
+    of what the network expected on the way."""
 
     image: NDArray[np.uint8]
     seed: int
     settings: dict[str, Any]
     made_maps: dict[str, bytes]
+    previews: dict[str, bytes]
 
 
 @refuse_what_cannot_be
@@ -51,7 +53,7 @@ def generate(
 ) -> Iterator[Picture]:
     """The pictures of a request, each as soon as it is painted. `progress` counts steps over all of them."""
     # Everything that can be refused is refused before a weight is loaded.
-    execution.check(device)
+    execution.check(device, request.steps)
     base = find_base(request.base, prediction=request.prediction, tokenizer=request.tokenizer)
     for guess in base.guesses:
         say(guess)
@@ -76,6 +78,7 @@ def generate(
     scheduler = make_sampler(request.sampler, base.scheduler, steps=request.steps)
     size = choose_size(request.size, maps, base, say)
     tiled = execution.tiles(size, say)
+    preview_vae = execution.find_preview_vae(base)
     fitted = [fit_map(control_map, size, say) for control_map in maps]
 
     import torch
@@ -93,6 +96,7 @@ def generate(
     if request.control_half:
         control_conditional_half(pipeline)
     execution.apply(pipeline, device, tiled=tiled, say=say)
+    previews = execution.watch(pipeline, request.steps, preview_vae, device)
 
     def of_each(values: list[float]) -> Any:
         """One ControlNet takes a number, several take a list."""
@@ -173,7 +177,7 @@ def generate(
         if not np.isfinite(painted).all():
             raise RequestError(f"the picture is not a number in {settings['dtype']}; use --dtype float32 or bfloat16")
         image = (painted * 255).round().astype(np.uint8)
-        yield Picture(image, seed, {**settings, "seed": seed}, made_maps)
+        yield Picture(image, seed, {**settings, "seed": seed}, made_maps, previews.take()[0] if previews else {})
 
 
 def pair(
