@@ -170,7 +170,7 @@ def command(
             else:
                 path = write_new(out, picture.seed, png)
             written.append({"path": str(path), "seed": picture.seed})
-            for name, made in picture.made_maps.items():
+            for name, made in {**picture.made_maps, **picture.previews}.items():
                 atomic_write_bytes(path.with_name(f"{path.stem}.{name}.png"), made)
             if not output.as_json:
                 click.echo(str(path))

@@ -9,8 +9,13 @@ from controlkit.errors import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import torch
+
+    from controlkit.generation.preview_vae import PreviewVae
+    from controlkit.generation.previews import Previews
+    from controlkit.models.bases import Base
 
 OFFLOADS = ("model", "sequential")
 
@@ -22,14 +27,26 @@ TILED_FROM_PIXELS = 2048 * 1024
 class Execution:
     """`vae_tiling` None: in tiles where the picture is large. `offload` "model": each network is on the GPU while it
     computes; "sequential": each layer, which takes the least memory and by far the most time. `compile` is a backend of
-    torch.compile, None: nothing is compiled."""
+    torch.compile, None: nothing is compiled. A preview is taken every `previews` steps, 0: none; `preview_vae` decodes
+    it in the place of the base's VAE."""
 
     vae_tiling: bool | None = None
     offload: str | None = None
     compile: str | None = None
+    previews: int = 0
+    preview_vae: Path | None = None
 
-    def check(self, device: torch.device) -> None:
-        """Refuse what this device cannot do."""
+    def check(self, device: torch.device, steps: int) -> None:
+        """Refuse what this device, or a picture of so many steps, does not have."""
+        if self.previews < 0 or 0 < steps <= self.previews:
+            raise RequestError(
+                f"--previews {self.previews}: expected 1 to {steps - 1}, so that one falls before the last of {steps} "
+                f"steps, which is the picture; 0 is none"
+            )
+        if self.preview_vae and not self.previews:
+            raise RequestError(
+                "--preview-vae decodes previews, and none are asked for; add --previews N, or leave it out"
+            )
         if self.offload is not None and self.offload not in OFFLOADS:
             raise RequestError(f"--offload {self.offload}: expected {' or '.join(OFFLOADS)}")
         if self.offload and device.type == "cpu":
@@ -68,3 +85,18 @@ class Execution:
             pipeline.unet.compile(backend=self.compile)
             for net in getattr(pipeline.controlnet, "nets", [pipeline.controlnet]):
                 net.compile(backend=self.compile)
+
+    def find_preview_vae(self, base: Base) -> PreviewVae | None:
+        """What decodes the previews, checked, where it is not the base's own VAE."""
+        from controlkit.generation.preview_vae import find_preview_vae
+
+        return find_preview_vae(self.preview_vae, base) if self.preview_vae else None
+
+    def watch(self, pipeline: Any, steps: int, vae: PreviewVae | None, device: torch.device) -> Previews | None:
+        """What takes the previews of this pipeline, if any are asked for."""
+        if not self.previews:
+            return None
+        from controlkit.generation.previews import Previews
+
+        decoder = vae.load(pipeline.vae.dtype, device) if vae else None
+        return Previews(pipeline, every=self.previews, steps=steps, decoder=decoder)

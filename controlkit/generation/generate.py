@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and everything that decided it; `made_maps` are the PNGs of maps that --annotate made."""
+    """A picture and everything that decided it; `made_maps` are the PNGs of maps that --annotate made, `previews` those
+    of what the network expected on the way."""
 
     image: NDArray[np.uint8]
     seed: int
     settings: dict[str, Any]
     made_maps: dict[str, bytes]
+    previews: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,9 @@ def generate(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Picture]:
     """The pictures of a request, each as soon as it is painted. `progress` counts steps over all of them."""
-    execution.check(device)
+    execution.check(device, request.walked_steps)
     plan = make_plan(request, say)
+    execution.find_preview_vae(plan.base)  # refused now if it does not fit
     models = load_models(plan, device=execution.home(device), dtype=dtype)
     yield from paint(plan, models, device=device, execution=execution, say=say, progress=progress)
 
@@ -87,6 +90,7 @@ def paint(
     tiled = execution.tiles(plan.size, say)
     pipeline, arguments = pipeline_and_arguments(plan, models.parts, models.nets)
     execution.apply(pipeline, device, tiled=tiled, say=say)
+    previews = execution.watch(pipeline, request.walked_steps, execution.find_preview_vae(plan.base), device)
     settings = {
         **record(plan, device=device, dtype=models.parts["unet"].dtype),
         **{"vae_tiling": tiled, "compile": execution.compile is not None},
@@ -112,4 +116,5 @@ def paint(
         if not np.isfinite(painted).all():
             raise RequestError(f"the picture is not a number in {settings['dtype']}; use --dtype float32 or bfloat16")
         image = (painted * 255).round().astype(np.uint8)
-        yield Picture(image, seed, {**settings, "seed": seed}, made_maps(plan))
+        seen = previews.take()[0] if previews else {}
+        yield Picture(image, seed, {**settings, "seed": seed}, made_maps(plan), seen)

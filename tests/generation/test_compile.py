@@ -113,4 +113,4 @@ def test_what_moves_cannot_be_compiled(request_for, capsys):
     assert main([*request_for, "--compile", "--offload", "model", "--quiet"]) == 2
     assert "--offload model keeps networks off the GPU" in capsys.readouterr().err
     with pytest.raises(ValueError, match="--compile is for networks that stay on the GPU"):
-        Execution(compile="inductor", offload="model").check(torch.device("cuda"))
+        Execution(compile="inductor", offload="model").check(torch.device("cuda"), 20)
