@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,8 @@ from controlkit.cli.output import common_options
 if TYPE_CHECKING:
     from controlkit.cli.output import Output
     from controlkit.generation.execution import Execution
+    from controlkit.generation.generate import Picture
+    from controlkit.generation.request import Request
 
 
 @click.command()
@@ -58,6 +61,8 @@ if TYPE_CHECKING:
 )
 @click.option("--out", default="outputs", show_default=True, type=click.Path(path_type=Path),
               help="A folder, or FILE.png for one picture.")  # fmt: skip
+@click.option("--replay", metavar="IMAGE.png", type=click.Path(path_type=Path),
+              help="Make this picture again, from the settings inside.")  # fmt: skip
 @click.option("--annotate", is_flag=True, help="The control FILE is a photograph: make its map first, and keep it.")
 @click.option("--control-half", is_flag=True,
               help="Control guidance's half with the prompt alone: half the time, a stronger control.")  # fmt: skip
@@ -91,6 +96,7 @@ def command(
     num: int,
     size: str | None,
     out: Path,
+    replay: Path | None,
     annotate: bool,
     control_half: bool,
     device: str | None,
@@ -101,15 +107,16 @@ def command(
     """Paint pictures: from a prompt, from a picture (--image), under control maps (--control) or without.
 
     FILE of --control is a map that `controlkit annotate` made, or a photograph with --annotate. The same settings give
-    the same picture; they stand in the PNG as JSON. No safety checker is loaded.
+    the same picture; they stand in the PNG as JSON, and in the words of webuis. No safety checker is loaded.
     """
     from controlkit.errors import RequestError
-    from controlkit.files import atomic_write_bytes, need_writable
     from controlkit.generation.request import Net, Request, parse_controls, parse_size
-    from controlkit.generation.settings import encode_picture
     from controlkit.models.bases import DEFAULT_BASE
     from controlkit.models.formats.lora import Lora
 
+    if replay:
+        refuse_beside_replay()
+        return replayed(replay, out=out, device=device, output=output)
     if controls and not controlnets:
         raise RequestError(
             "no ControlNet is given; expected --controlnet FOLDER, e.g. --controlnet runs/circles/controlnet"
@@ -146,10 +153,14 @@ def command(
         annotate=annotate,
         control_half=control_half,
     )
-    one_file = out.suffix.lower() == ".png"
-    if one_file and num > 1:
-        raise RequestError(f"--out {out} is one file, --num {num} are several pictures; give a folder")
-    need_writable(out.parent if one_file else out, "--out")
+    return painted(request, out=out, device=device, dtype=dtype, execution=execution, output=output)
+
+
+def painted(
+    request: Request, *, out: Path, device: str | None, dtype: str | None, execution: Execution, output: Output
+) -> int:
+    """Paint a request and write its pictures."""
+    place = Place.of(out, request.num)
 
     import torch
 
@@ -163,20 +174,97 @@ def command(
         for picture in generate(
             request, device=where, dtype=precision, execution=execution, say=output.say, progress=progress
         ):
-            png = encode_picture(picture.image, picture.settings)
-            if one_file:
-                path = out
-                atomic_write_bytes(path, png)
-            else:
-                path = write_new(out, picture.seed, png)
-            written.append({"path": str(path), "seed": picture.seed})
-            for name, made in {**picture.made_maps, **picture.previews}.items():
-                atomic_write_bytes(path.with_name(f"{path.stem}.{name}.png"), made)
-            if not output.as_json:
-                click.echo(str(path))
+            written.append(write(picture, place, output))
     if output.as_json:
         output.answer("", {"pictures": written})
     return 0
+
+
+def replayed(path: Path, *, out: Path, device: str | None, output: Output) -> int:
+    """Paint a picture again, and say whether it is the same."""
+    from controlkit.generation.replay import open_replay
+
+    replay = open_replay(path)
+    place = Place.of(out, 1)
+
+    import numpy as np
+    import torch
+
+    from controlkit.data.pictures import read_picture
+    from controlkit.generation.generate import load_models, paint
+    from controlkit.generation.plan import make_plan
+    from controlkit.models.devices import choose_device
+
+    where = choose_device(device or replay.device)
+    replay.say_what_differs(where.type, output.say)
+    plan = make_plan(replay.request, lambda text: None)  # what was guessed then stands in the settings
+    replay.check_pixels(plan)
+    before = read_picture(path)
+    models = load_models(plan, device=where, dtype=getattr(torch, replay.dtype))
+    with output.progress("generate", "steps") as progress:
+        (picture,) = paint(plan, models, device=where, execution=replay.execution, progress=progress)
+    written = write(picture, place, output)
+    difference = int(np.abs(picture.image.astype(int) - before).max())
+    output.say(f"the same picture as {path}, bit for bit" if not difference
+               else f"not the picture in {path}: its pixels differ by up to {difference} of 255")  # fmt: skip
+    if output.as_json:
+        output.answer("", {"pictures": [written], "largest_difference": difference})
+    return 0
+
+
+def refuse_beside_replay() -> None:
+    """A replayed picture has its settings; only where to paint and to write may be said."""
+    from controlkit.errors import RequestError
+
+    context = click.get_current_context()
+    free = ("replay", "out", "device", "quiet", "debug", "as_json")
+    given = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in free
+        and context.get_parameter_source(option.name or "") == click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise RequestError(f"--replay takes all settings from the picture; leave out {', '.join(given)}")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where pictures go: a folder, which numbers them, or one file."""
+
+    path: Path
+    one_file: bool
+
+    @staticmethod
+    def of(out: Path, num: int) -> Place:
+        """Refused before anything is painted if it cannot be written."""
+        from controlkit.errors import RequestError
+        from controlkit.files import need_writable
+
+        one_file = out.suffix.lower() == ".png"
+        if one_file and num > 1:
+            raise RequestError(f"--out {out} is one file, --num {num} are several pictures; give a folder")
+        need_writable(out.parent if one_file else out, "--out")
+        return Place(out, one_file)
+
+
+def write(picture: Picture, place: Place, output: Output) -> dict[str, Any]:
+    """Write a picture with its settings, and what was made beside it; print its path, or give it for --json."""
+    from controlkit.files import atomic_write_bytes
+    from controlkit.generation.infotext import PARAMETERS, infotext
+    from controlkit.generation.settings import encode_picture
+
+    png = encode_picture(picture.image, picture.settings, texts={PARAMETERS: infotext(picture.settings)})
+    if place.one_file:
+        path = place.path
+        atomic_write_bytes(path, png)
+    else:
+        path = write_new(place.path, picture.seed, png)
+    for name, made in {**picture.made_maps, **picture.previews}.items():
+        atomic_write_bytes(path.with_name(f"{path.stem}.{name}.png"), made)
+    if not output.as_json:
+        click.echo(str(path))
+    return {"path": str(path), "seed": picture.seed}
 
 
 def write_new(folder: Path, seed: int, png: bytes) -> Path:

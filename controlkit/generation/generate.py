@@ -93,7 +93,7 @@ def paint(
     previews = execution.watch(pipeline, request.walked_steps, execution.find_preview_vae(plan.base), device)
     settings = {
         **record(plan, device=device, dtype=models.parts["unet"].dtype),
-        **{"vae_tiling": tiled, "compile": execution.compile is not None},
+        **{"vae_tiling": tiled, "compile": execution.compile},
     }
     total = request.num * request.walked_steps
     progress(0, total)

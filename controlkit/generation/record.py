@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from controlkit.generation.settings import library_versions, weights_sha256
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from controlkit.generation.plan import Plan
 
@@ -18,7 +21,12 @@ def record(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> dict[str,
     request = plan.request
     image = None
     if plan.start:
-        image = {"file": str(request.image), "sha256": plan.start.file_sha256, "strength": request.noise_share}
+        image = {
+            "file": str(request.image),
+            "sha256": plan.start.file_sha256,
+            "pixels_sha256": picture_sha256(plan.start.pixels),
+            "strength": request.noise_share,
+        }
     return {
         "prompt": request.prompt,
         "negative": request.negative,
@@ -40,9 +48,10 @@ def record(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> dict[str,
                 "file": str(control_map.control.file),
                 "type": control_map.type,
                 "sha256": control_map.file_sha256,
+                "pixels_sha256": picture_sha256(fitted),
                 "controlnet": {"name": controlnet.name, "sha256": weights_sha256(controlnet.folder)},
             }
-            for control_map, controlnet in zip(plan.maps, plan.controlnets, strict=True)
+            for control_map, fitted, controlnet in zip(plan.maps, plan.fitted, plan.controlnets, strict=True)
         ],
         "annotate": request.annotate,
         "control_half": request.control_half,
@@ -60,6 +69,11 @@ def record(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> dict[str,
         "dtype": str(dtype).removeprefix("torch."),
         "versions": library_versions(),
     }
+
+
+def picture_sha256(pixels: NDArray[np.uint8]) -> str:
+    """Of the pixels as they count: what a decoder, a resize or an annotator made of a file."""
+    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
 
 
 def made_maps(plan: Plan) -> dict[str, bytes]:

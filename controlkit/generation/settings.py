@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
-def encode_picture(image: NDArray[np.uint8], settings: dict[str, Any]) -> bytes:
-    """The picture as PNG with its settings inside."""
+def encode_picture(image: NDArray[np.uint8], settings: dict[str, Any], *, texts: dict[str, str] | None = None) -> bytes:
+    """The picture as PNG with its settings inside, and beside them `texts` by their names."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_text(KEYWORD, json.dumps({"format": FORMAT, "kind": "picture", **settings}))
+    for name, text in (texts or {}).items():
+        info.add_text(name, text)  # as iTXt where Latin-1 does not do
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", compress_level=1, pnginfo=info)
     return buffer.getvalue()

@@ -1,0 +1,166 @@
+"""A picture again, from the settings in its PNG: every file it was made from must be there as it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from controlkit.errors import RequestError
+from controlkit.files import sha256
+from controlkit.generation.execution import Execution
+from controlkit.generation.record import picture_sha256
+from controlkit.generation.request import Control, Net, Request
+from controlkit.generation.settings import library_versions, read_settings, weights_sha256
+from controlkit.models.bases import find_base
+from controlkit.models.controlnets import find_controlnet
+from controlkit.models.formats.lora import Lora
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from controlkit.generation.plan import Plan
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a picture's PNG says: its request, and where and how precisely it was computed."""
+
+    path: Path
+    settings: dict[str, Any]
+    request: Request
+
+    @property
+    def device(self) -> str:
+        return str(self.settings["device"])
+
+    @property
+    def dtype(self) -> str:
+        return str(self.settings["dtype"])
+
+    @property
+    def execution(self) -> Execution:
+        """What of it changes pixels a little."""
+        return Execution(vae_tiling=self.settings["vae_tiling"], compile=self.settings["compile"])
+
+    def say_what_differs(self, device: str, say: Callable[[str], None]) -> None:
+        """What may change pixels and cannot be refused: other libraries, another device."""
+        here = library_versions()
+        others = [
+            f"{name} {made_with}, here is {here.get(name)}"
+            for name, made_with in self.settings["versions"].items()
+            if here.get(name) != made_with
+        ]
+        if others:
+            say(f"{self.path} was made with {'; '.join(others)}: pixels may differ")
+        if device != self.device:
+            say(f"{self.path} was made on {self.device}, this is {device}: pixels may differ")
+
+    def check_pixels(self, plan: Plan) -> None:
+        """Refuse maps and pictures that come out otherwise than they did, from the same files."""
+        made = [(str(control.control.file), fitted) for control, fitted in zip(plan.maps, plan.fitted, strict=True)]
+        wanted = [control["pixels_sha256"] for control in self.settings["controls"]]
+        if plan.start:
+            made.append((str(plan.request.image), plan.start.pixels))
+            wanted.append(self.settings["image"]["pixels_sha256"])
+        problems = [
+            f"{file}: the same file, but what is made of it at {plan.size[0]}x{plan.size[1]} is not what it was; "
+            f"install the libraries that {self.path} was made with"
+            for (file, pixels), digest in zip(made, wanted, strict=True)
+            if picture_sha256(pixels) != digest
+        ]
+        if problems:
+            raise RequestError("\n".join(problems))
+
+
+def open_replay(path: Path) -> Replay:
+    """The request inside a PNG; refused in one line for each file that is missing or not the same any more."""
+    if not path.exists():
+        raise RequestError(f"--replay {path}: there is no such file")
+    settings = read_settings(path)
+    if "controls" not in settings:
+        raise RequestError(f"--replay {path}: was not made by `controlkit generate`; expected one of its pictures")
+    problems = list(filter(None, [_changed(*each, path) for each in _files(settings)]))
+    if problems:
+        raise RequestError("\n".join(problems))
+    return Replay(path, settings, request_of(settings))
+
+
+def request_of(settings: dict[str, Any]) -> Request:
+    """The request of one picture, as `record` wrote it down."""
+    image, vae = settings["image"], settings["vae"]
+    return Request(
+        controls=tuple(
+            Control(
+                file=Path(control["file"]),
+                type=control["type"],
+                **{name: control[name] for name in ("weight", "start", "end", "mode")},
+            )
+            for control in settings["controls"]
+        ),
+        # Controls and nets were paired by type then; here they are by position, which a type could undo.
+        controlnets=tuple(
+            Net(name=control["controlnet"]["name"], type=control["type"]) for control in settings["controls"]
+        ),
+        image=Path(image["file"]) if image else None,
+        strength=image["strength"] if image else None,
+        base=settings["base"]["name"],
+        prediction=settings["base"]["prediction"],
+        tokenizer=settings["base"]["tokenizer"],
+        loras=tuple(Lora(Path(lora["file"]), lora["weight"]) for lora in settings["loras"]),
+        embeddings=tuple(Path(embedding["file"]) for embedding in settings["embeddings"]),
+        vae=vae["name"] if vae else None,
+        size=(settings["width"], settings["height"]),
+        **{name: settings[name] for name in _AS_THEY_ARE},
+    )
+
+
+_AS_THEY_ARE = (
+    *("prompt", "negative", "annotate", "resize", "sampler", "steps", "eta", "cfg", "cfg_rescale"),
+    *("clip_skip", "seed", "control_half"),
+)
+
+
+def _files(settings: dict[str, Any]) -> list[tuple[str, str, Callable[[], str], str]]:
+    """(option, name, hash of what is there now, hash of what it was) of everything that decided the picture."""
+    base = settings["base"]
+
+    def of_base() -> str:
+        return weights_sha256(
+            find_base(base["name"], prediction=base["prediction"], tokenizer=base["tokenizer"]).folder
+        )
+
+    def of_net(name: str) -> Callable[[], str]:
+        return lambda: weights_sha256(find_controlnet(name).folder)
+
+    def of_weights(name: str) -> Callable[[], str]:
+        return lambda: weights_sha256(Path(name).expanduser())
+
+    def of_file(name: str) -> Callable[[], str]:
+        return lambda: sha256(Path(name))
+
+    found = [("--base", base["name"], of_base, base["sha256"])]
+    for control in settings["controls"]:
+        net = control["controlnet"]
+        found.append(("--control", control["file"], of_file(control["file"]), control["sha256"]))
+        found.append(("--controlnet", net["name"], of_net(net["name"]), net["sha256"]))
+    if image := settings["image"]:
+        found.append(("--image", image["file"], of_file(image["file"]), image["sha256"]))
+    for option, key in (("--lora", "loras"), ("--embedding", "embeddings")):
+        found += [(option, each["file"], of_weights(each["file"]), each["sha256"]) for each in settings[key]]
+    if vae := settings["vae"]:
+        found.append(("--vae", vae["name"], of_weights(vae["name"]), vae["sha256"]))
+    return found
+
+
+def _changed(option: str, name: str, now: Callable[[], str], then: str, path: Path) -> str | None:
+    """What is wrong with one of them, or None."""
+    try:
+        found = now()
+    except RequestError as reason:
+        return f"{option} {name}: {path} was made with it ({reason})"
+    except OSError as reason:
+        return f"{option} {name}: {path} was made with it, and it cannot be read ({reason.strerror}); put it back there"
+    if found != then:
+        return f"{option} {name}: has changed since {path} was made: SHA-256 {found[:12]}…, expected {then[:12]}…"
+    return None
