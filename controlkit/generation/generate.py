@@ -78,15 +78,17 @@ def paint(
     plan: Plan,
     models: Models,
     *,
-    device: torch.device,
+    device: torch.device | None = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Picture]:
-    """The pictures of a plan, one after the other. The models are where `execution` has them while they wait."""
+    """The pictures of a plan, one after the other. The models are where `execution` has them while they wait; they
+    compute on `device` (None: where they are)."""
     import torch
 
     request = plan.request
+    device = device or models.parts["unet"].device
     tiled = execution.tiles(plan.size, say)
     pipeline, arguments = pipeline_and_arguments(plan, models.parts, models.nets)
     execution.apply(pipeline, device, tiled=tiled, say=say)

@@ -55,6 +55,7 @@ def painter(net, edge, execution):
     return paint, said
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_again_when_weights_and_windows_change(net, edge):
     torch._dynamo.reset()
     counters.clear()

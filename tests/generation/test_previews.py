@@ -16,7 +16,7 @@ from controlkit.diffusion.samplers import make_sampler
 from controlkit.generation.previews import Previews, predicted_x0
 from controlkit.models.bases import find_base
 from tests.conftest import draw_photo
-from tests.generation.test_generate import strong_net
+from tests.painting import strong_net
 
 CONFIG = {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
           "clip_sample": False}  # fmt: skip
