@@ -72,12 +72,18 @@ def test_no_default_stood_in_for_a_setting(materials, tmp_path):
     request = open_replay(tmp_path / "o.png").request
     plain = Request(prompt="x")
     same = {name for name in Request.__dataclass_fields__ if getattr(request, name) == getattr(plain, name)}
-    assert same == {"tokenizer", "num", "annotate"}  # a base in a folder has its own; one picture; maps were given
+    assert same == {
+        "tokenizer",
+        "num",
+        "batch_size",
+        "annotate",
+    }  # a base in a folder has its own; one picture; maps were given
 
 
 def test_pictures_of_a_run_of_several_and_of_photographs_are_replayed(materials, tmp_path, capsys):
     generate("--quiet", "--base", "random-sd15", "--control", materials / "start.png", "--annotate", "--controlnet",
-             materials / "net", "--steps", 2, "--num", 2, "--seed", 3, "--out", tmp_path / "two")  # fmt: skip
+             materials / "net", "--steps", 2, "--num", 3, "--batch-size", 2, "--seed", 3,
+             "--out", tmp_path / "two")  # fmt: skip
     second = capsys.readouterr().out.split()[1]
     generate("--quiet", "--replay", second, "--out", tmp_path / "again.png")
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "two" / second.split("/")[-1]).read_bytes()
