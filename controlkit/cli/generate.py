@@ -64,6 +64,10 @@ if TYPE_CHECKING:
 @click.option("--requests", metavar="FILE.jsonl", type=click.Path(path_type=Path),
               help="Paint a request a line: JSON with the names of these options, which stand where a line says "
                    "nothing. Pictures that --out has already are not painted again.")  # fmt: skip
+@click.option("--grid", is_flag=True, help="Also a sheet of the pictures with their seeds.")
+@click.option("--sweep", "sweeps", multiple=True, metavar="NAME=FROM:TO:STEP",
+              help="A picture for each value, and a sheet of them; a second one goes down the sheet. NAME is weight, "
+                   "cfg, sampler, seed, steps or strength; NAME=a,b,c too.")  # fmt: skip
 @click.option("--replay", metavar="IMAGE.png", type=click.Path(path_type=Path),
               help="Make this picture again, from the settings inside.")  # fmt: skip
 @click.option("--annotate", is_flag=True, help="The control FILE is a photograph: make its map first, and keep it.")
@@ -83,6 +87,8 @@ def command(
     out: Path,
     replay: Path | None,
     requests: Path | None,
+    grid: bool,
+    sweeps: tuple[str, ...],
     device: str | None,
     dtype: str | None,
     output: Output,
@@ -93,6 +99,7 @@ def command(
     FILE of --control is a map that `controlkit annotate` made, or a photograph with --annotate. The same settings give
     the same picture; they stand in the PNG as JSON, and in the words of webuis. No safety checker is loaded.
     """
+    from controlkit.errors import RequestError
     from controlkit.generation.options import request_of
     from controlkit.models.bases import DEFAULT_BASE
 
@@ -116,10 +123,17 @@ def command(
         "num": num,
         **{name.replace("_", "-"): value for name, value in others.items()},
     }
+    if requests and (grid or sweeps):
+        raise RequestError("--requests goes without --grid and --sweep: its pictures may be of any size")
     if requests:
         from controlkit.cli.generate_many import painted_many
 
         return painted_many(requests, options, out=out, device=device, dtype=dtype, output=output)
+    if grid or sweeps:
+        from controlkit.cli.generate_sheets import painted_sheet
+
+        request = request_of(options)
+        return painted_sheet(request, sweeps, out=out, device=device, dtype=dtype, output=output)
     return painted(request_of(options), out=out, device=device, dtype=dtype, output=output)
 
 
@@ -231,13 +245,18 @@ def write(picture: Picture, place: Place, output: Output) -> dict[str, Any]:
 
 
 def write_new(folder: Path, seed: int, png: bytes) -> Path:
+    """A picture under the next free number."""
+    return write_numbered(folder, f"seed{seed}", png)
+
+
+def write_numbered(folder: Path, name: str, png: bytes) -> Path:
     """Under the next free number; a file that is there is never written over, also when two runs share the folder."""
     from controlkit.files import atomic_create_bytes
 
     taken = [int(path.name[:6]) for path in folder.glob("[0-9]" * 6 + "_*.png")]
     number = max(taken, default=0) + 1
     while True:
-        path = folder / f"{number:06d}_seed{seed}.png"
+        path = folder / f"{number:06d}_{name}.png"
         try:
             atomic_create_bytes(path, png)
         except FileExistsError:
