@@ -29,7 +29,7 @@ if TYPE_CHECKING:
                    "prompt leaves open. One for all controls, or one for each.  [default: balanced]")  # fmt: skip
 @click.option("--resize", type=click.Choice(["crop", "pad", "fit"]), default="crop", show_default=True,
               help="A map of another shape: cut at the sides, black beside it, or squeezed.")  # fmt: skip
-@click.option("--image", metavar="FILE", type=click.Path(path_type=Path),
+@click.option("--image", metavar="FILE",
               help="Start from this picture instead of from noise (img2img).")  # fmt: skip
 @click.option("--strength", type=float, metavar="0..1",
               help="How much of --image changes: the share of the steps that is walked.  [default: 0.6]")  # fmt: skip
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option("--tokenizer", metavar="FOLDER_OR_ID", help="For a base in a file.  [default: one that lies near]")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[@WEIGHT]",
               help="A LoRA, LoCon, LoHa or LoKr of any tool; more than one add up.")  # fmt: skip
-@click.option("--embedding", "embeddings", multiple=True, metavar="FILE", type=click.Path(path_type=Path),
+@click.option("--embedding", "embeddings", multiple=True, metavar="FILE",
               help="A textual inversion, called in the prompt by the file's name.")  # fmt: skip
 @click.option("--vae", metavar="FILE_OR_FOLDER", help="A VAE in the place of the base's.")
 @click.option("--sampler", default="dpmpp_2m_karras", show_default=True, help="How the noise is removed.")
@@ -56,11 +56,20 @@ if TYPE_CHECKING:
                    "less); the negative prompt is not, as in diffusers.")  # fmt: skip
 @click.option("--seed", type=int, help="Picture i starts from SEED + i.  [default: a random one, which is said]")
 @click.option("--num", default=1, show_default=True, help="Pictures.")
+@click.option("--batch-size", default=1, show_default=True, metavar="B",
+              help="Pictures painted together: faster on a GPU, within 1/255 of each painted alone.")  # fmt: skip
 @click.option(
     "--size", metavar="WxH", help="Pixels.  [default: the control map's, else the picture's, else the base's]"
 )
 @click.option("--out", default="outputs", show_default=True, type=click.Path(path_type=Path),
               help="A folder, or FILE.png for one picture.")  # fmt: skip
+@click.option("--requests", metavar="FILE.jsonl", type=click.Path(path_type=Path),
+              help="Paint a request a line: JSON with the names of these options, which stand where a line says "
+                   "nothing. Pictures that --out has already are not painted again.")  # fmt: skip
+@click.option("--grid", is_flag=True, help="Also a sheet of the pictures with their seeds.")
+@click.option("--sweep", "sweeps", multiple=True, metavar="NAME=FROM:TO:STEP",
+              help="A picture for each value, and a sheet of them; a second one goes down the sheet. NAME is weight, "
+                   "cfg, sampler, seed, steps or strength; NAME=a,b,c too.")  # fmt: skip
 @click.option("--replay", metavar="IMAGE.png", type=click.Path(path_type=Path),
               help="Make this picture again, from the settings inside.")  # fmt: skip
 @click.option("--annotate", is_flag=True, help="The control FILE is a photograph: make its map first, and keep it.")
@@ -75,34 +84,21 @@ def command(
     controls: tuple[str, ...],
     controlnets: tuple[str, ...],
     control_modes: tuple[str, ...],
-    resize: str,
-    image: Path | None,
-    strength: float | None,
-    prompt: str,
-    negative: str,
-    base: str | None,
-    prediction: str | None,
-    tokenizer: str | None,
     loras: tuple[str, ...],
-    embeddings: tuple[Path, ...],
-    vae: str | None,
-    sampler: str,
-    eta: float,
-    steps: int,
-    cfg: float,
-    cfg_rescale: float,
-    clip_skip: int,
+    embeddings: tuple[str, ...],
+    base: str | None,
     seed: int | None,
     num: int,
-    size: str | None,
     out: Path,
     replay: Path | None,
-    annotate: bool,
-    control_half: bool,
+    requests: Path | None,
+    grid: bool,
+    sweeps: tuple[str, ...],
     device: str | None,
     dtype: str | None,
     execution: Execution,
     output: Output,
+    **others: Any,
 ) -> int:
     """Paint pictures: from a prompt, from a picture (--image), under control maps (--control) or without.
 
@@ -110,50 +106,41 @@ def command(
     the same picture; they stand in the PNG as JSON, and in the words of webuis. No safety checker is loaded.
     """
     from controlkit.errors import RequestError
-    from controlkit.generation.request import Net, Request, parse_controls, parse_size
+    from controlkit.generation.options import request_of
     from controlkit.models.bases import DEFAULT_BASE
-    from controlkit.models.formats.lora import Lora
 
     if replay:
         refuse_beside_replay()
         return replayed(replay, out=out, device=device, output=output)
-    if controls and not controlnets:
-        raise RequestError(
-            "no ControlNet is given; expected --controlnet FOLDER, e.g. --controlnet runs/circles/controlnet"
-        )
-    if base is None:
+    if base is None and not requests:
         base = DEFAULT_BASE
         output.say(f"base: {base}, a small one that knows drawn scenes alone; a real one: --base FOLDER_FILE_OR_ID")
-    if seed is None:
+    if seed is None and not requests:
         seed = secrets.randbelow(2**31)
         output.say(f"seed: {seed}")
-    request = Request(
-        controls=parse_controls(controls, control_modes),
-        controlnets=tuple(Net.parse(text) for text in controlnets),
-        image=image,
-        strength=strength,
-        prompt=prompt,
-        negative=negative,
-        base=base,
-        prediction=prediction,
-        tokenizer=tokenizer,
-        loras=tuple(Lora.parse(text) for text in loras),
-        embeddings=embeddings,
-        vae=vae,
-        sampler=sampler,
-        eta=eta,
-        steps=steps,
-        cfg=cfg,
-        cfg_rescale=cfg_rescale,
-        clip_skip=clip_skip,
-        seed=seed,
-        num=num,
-        size=parse_size(size) if size else None,
-        resize=resize,
-        annotate=annotate,
-        control_half=control_half,
-    )
-    return painted(request, out=out, device=device, dtype=dtype, execution=execution, output=output)
+    options = {
+        "control": controls or None,
+        "controlnet": controlnets or None,
+        "control-mode": control_modes or None,
+        "lora": loras or None,
+        "embedding": embeddings or None,
+        "base": base,
+        "seed": seed,
+        "num": num,
+        **{name.replace("_", "-"): value for name, value in others.items()},
+    }
+    if requests and (grid or sweeps):
+        raise RequestError("--requests goes without --grid and --sweep: its pictures may be of any size")
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "execution": execution, "output": output}
+    if requests:
+        from controlkit.cli.generate_many import painted_many
+
+        return painted_many(requests, options, out=out, **how)
+    if grid or sweeps:
+        from controlkit.cli.generate_sheets import painted_sheet
+
+        return painted_sheet(request_of(options), sweeps, out=out, **how)
+    return painted(request_of(options), out=out, **how)
 
 
 def painted(
@@ -202,7 +189,14 @@ def replayed(path: Path, *, out: Path, device: str | None, output: Output) -> in
     before = read_picture(path)
     models = load_models(plan, device=where, dtype=getattr(torch, replay.dtype))
     with output.progress("generate", "steps") as progress:
-        (picture,) = paint(plan, models, device=where, execution=replay.execution, progress=progress)
+        (picture,) = paint(
+            plan,
+            models,
+            device=where,
+            execution=replay.execution,
+            seeds=[replay.settings["seed"]],
+            progress=progress,
+        )
     written = write(picture, place, output)
     difference = int(np.abs(picture.image.astype(int) - before).max())
     output.say(f"the same picture as {path}, bit for bit" if not difference
@@ -268,13 +262,18 @@ def write(picture: Picture, place: Place, output: Output) -> dict[str, Any]:
 
 
 def write_new(folder: Path, seed: int, png: bytes) -> Path:
+    """A picture under the next free number."""
+    return write_numbered(folder, f"seed{seed}", png)
+
+
+def write_numbered(folder: Path, name: str, png: bytes) -> Path:
     """Under the next free number; a file that is there is never written over, also when two runs share the folder."""
     from controlkit.files import atomic_create_bytes
 
     taken = [int(path.name[:6]) for path in folder.glob("[0-9]" * 6 + "_*.png")]
     number = max(taken, default=0) + 1
     while True:
-        path = folder / f"{number:06d}_seed{seed}.png"
+        path = folder / f"{number:06d}_{name}.png"
         try:
             atomic_create_bytes(path, png)
         except FileExistsError:

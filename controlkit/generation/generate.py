@@ -80,11 +80,13 @@ def paint(
     *,
     device: torch.device | None = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
+    seeds: list[int] | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Picture]:
-    """The pictures of a plan, one after the other. The models are where `execution` has them while they wait; they
-    compute on `device` (None: where they are)."""
+    """The pictures of a plan, batch after batch; of those with these `seeds` if they are given, each still painted with
+    all of its batch. The models are where `execution` has them while they wait; they compute on `device` (None: where
+    they are)."""
     import torch
 
     request = plan.request
@@ -93,30 +95,32 @@ def paint(
     pipeline, arguments = pipeline_and_arguments(plan, models.parts, models.nets)
     execution.apply(pipeline, device, tiled=tiled, say=say)
     previews = execution.watch(pipeline, request.walked_steps, execution.find_preview_vae(plan.base), device)
-    settings = {
-        **record(plan, device=device, dtype=models.parts["unet"].dtype),
-        **{"vae_tiling": tiled, "compile": execution.compile},
-    }
-    total = request.num * request.walked_steps
-    progress(0, total)
-    for number in range(request.num):
-        seed = request.seed + number
-        before = number * request.walked_steps
+    settings = record(plan, device=device, dtype=models.parts["unet"].dtype, execution=execution)
+    wanted = request.seeds if seeds is None else seeds
+    batches = [batch for batch in request.batches if set(batch) & set(wanted)]
+    done, total = 0, request.walked_steps * sum(map(len, batches))
+    progress(done, total)
+    for batch in batches:
 
-        def after_step(_: Any, step: int, __: Any, values: dict[str, Any], before: int = before) -> Any:
+        def after_step(_: Any, step: int, __: Any, values: Any, done: int = done, count: int = len(batch)) -> Any:
             # Samplers of second order call more than once a step.
-            progress(min(before + step + 1, before + request.walked_steps), total)
+            progress(done + min(step + 1, request.walked_steps) * count, total)
             return values
 
+        generators = [torch.Generator().manual_seed(seed) for seed in batch]
         with seams(plan, pipeline, models.nets):
             painted = pipeline(
                 **arguments,
-                generator=torch.Generator().manual_seed(seed),
+                num_images_per_prompt=len(batch),
+                generator=generators[0] if len(batch) == 1 else generators,
                 callback_on_step_end=after_step,
                 output_type="np",
-            ).images[0]
+            ).images
+        done += request.walked_steps * len(batch)
         if not np.isfinite(painted).all():
             raise RequestError(f"the picture is not a number in {settings['dtype']}; use --dtype float32 or bfloat16")
-        image = (painted * 255).round().astype(np.uint8)
-        seen = previews.take()[0] if previews else {}
-        yield Picture(image, seed, {**settings, "seed": seed}, made_maps(plan), seen)
+        images = (painted * 255).round().astype(np.uint8)
+        seen = previews.take() if previews else [{} for _ in batch]
+        for seed, image, early in zip(batch, images, seen, strict=True):
+            if seed in wanted:
+                yield Picture(image, seed, {**settings, **request.of_picture(seed)}, made_maps(plan), early)

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from controlkit.generation.execution import Execution
 from controlkit.generation.settings import library_versions, weights_sha256
 
 if TYPE_CHECKING:
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
     from controlkit.generation.plan import Plan
 
 
-def record(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def record(
+    plan: Plan,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    execution: Execution = Execution(),  # noqa: B008 (frozen)
+) -> dict[str, Any]:
     """The settings of a plan's pictures, but for the seed that each has of its own."""
     request = plan.request
     image = None
@@ -65,6 +72,8 @@ def record(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> dict[str,
         "clip_skip": request.clip_skip,
         "width": plan.size[0],
         "height": plan.size[1],
+        "vae_tiling": execution.tiles(plan.size, lambda text: None),
+        "compile": execution.compile,
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "versions": library_versions(),

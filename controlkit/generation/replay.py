@@ -87,7 +87,7 @@ def open_replay(path: Path) -> Replay:
 
 
 def request_of(settings: dict[str, Any]) -> Request:
-    """The request of one picture, as `record` wrote it down."""
+    """The request of one picture and those painted together with it, as `record` wrote it down."""
     image, vae = settings["image"], settings["vae"]
     return Request(
         controls=tuple(
@@ -111,13 +111,16 @@ def request_of(settings: dict[str, Any]) -> Request:
         embeddings=tuple(Path(embedding["file"]) for embedding in settings["embeddings"]),
         vae=vae["name"] if vae else None,
         size=(settings["width"], settings["height"]),
+        seed=settings["together"][0],
+        num=len(settings["together"]),
+        batch_size=len(settings["together"]),
         **{name: settings[name] for name in _AS_THEY_ARE},
     )
 
 
 _AS_THEY_ARE = (
     *("prompt", "negative", "annotate", "resize", "sampler", "steps", "eta", "cfg", "cfg_rescale"),
-    *("clip_skip", "seed", "control_half"),
+    *("clip_skip", "control_half"),
 )
 
 

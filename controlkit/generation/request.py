@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from annotators import ANNOTATORS
 from controlkit.diffusion.samplers import SAMPLERS
@@ -95,6 +96,7 @@ class Request:
     clip_skip: int = 1  # 1: the text encoder's layer that the family reads; 2: the one before
     seed: int = 0
     num: int = 1
+    batch_size: int = 1  # pictures painted together
     size: tuple[int, int] | None = None  # width, height; None: the first map's, else the image's, else the base's
     resize: str = "crop"  # how maps of another shape come to the size
     annotate: bool = False  # the control files are photographs: make their maps first
@@ -120,7 +122,7 @@ class Request:
             )
         if self.sampler not in SAMPLERS:
             problems.append(f"unknown sampler {self.sampler!r}: {known(self.sampler, SAMPLERS)}")
-        for name in ("steps", "num"):
+        for name in ("steps", "num", "batch_size"):
             if getattr(self, name) < 1:
                 problems.append(f"{name}={getattr(self, name)}: expected at least 1")
         if self.seed < 0 or self.seed + self.num > 2**63:
@@ -156,6 +158,22 @@ class Request:
         if any(control.mode != BALANCED for control in self.controls):
             problems.append("control_half: a control mode decides on the halves itself; leave one of them out")
         return problems
+
+    @property
+    def seeds(self) -> list[int]:
+        """One a picture."""
+        return list(range(self.seed, self.seed + self.num))
+
+    @property
+    def batches(self) -> list[list[int]]:
+        """The seeds of the pictures that are painted together."""
+        return [self.seeds[start : start + self.batch_size] for start in range(0, self.num, self.batch_size)]
+
+    def of_picture(self, seed: int) -> dict[str, Any]:
+        """What the settings say of one picture alone: its seed, and those that it shared a batch with, itself among
+        them, since kernels round otherwise at another batch size."""
+        (together,) = [batch for batch in self.batches if seed in batch]
+        return {"seed": seed, "together": together}
 
     @property
     def noise_share(self) -> float:

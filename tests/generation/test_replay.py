@@ -73,12 +73,13 @@ def test_no_default_stood_in_for_a_setting(materials, tmp_path):
     plain = Request(prompt="x")
     same = {name for name in Request.__dataclass_fields__ if getattr(request, name) == getattr(plain, name)}
     # A base in a folder has its own; one picture; maps were given; their modes decide on guidance's halves.
-    assert same == {"tokenizer", "num", "annotate", "control_half"}
+    assert same == {"tokenizer", "num", "batch_size", "annotate", "control_half"}
 
 
 def test_pictures_of_a_run_of_several_and_of_photographs_are_replayed(materials, tmp_path, capsys):
     generate("--quiet", "--base", "random-sd15", "--control", materials / "start.png", "--annotate", "--controlnet",
-             materials / "net", "--steps", 2, "--num", 2, "--seed", 3, "--out", tmp_path / "two")  # fmt: skip
+             materials / "net", "--steps", 2, "--num", 3, "--batch-size", 2, "--seed", 3,
+             "--out", tmp_path / "two")  # fmt: skip
     second = capsys.readouterr().out.split()[1]
     generate("--quiet", "--replay", second, "--out", tmp_path / "again.png")
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "two" / second.split("/")[-1]).read_bytes()

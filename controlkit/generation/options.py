@@ -1,0 +1,99 @@
+"""A request by the names of the command line's options: what the command, a line of JSON and a sweep all go through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from controlkit.errors import RequestError, known
+from controlkit.generation.request import Net, Request, parse_controls, parse_size
+from controlkit.models.formats.lora import Lora
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a text")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """One, or several."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(each, str) for each in values):
+        raise TypeError("a text, or a list of texts")
+    return tuple(values)
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError("a whole number")
+    return value
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError("a number")
+    return float(value)
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("true or false")
+    return value
+
+
+# Option -> (field of the request, how its value is read).
+_FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "controlnet": ("controlnets", lambda value: tuple(Net.parse(text) for text in _texts(value))),
+    "image": ("image", lambda value: Path(_text(value))),
+    "strength": ("strength", _number),
+    "prompt": ("prompt", _text),
+    "negative": ("negative", _text),
+    "base": ("base", _text),
+    "prediction": ("prediction", _text),
+    "tokenizer": ("tokenizer", _text),
+    "lora": ("loras", lambda value: tuple(Lora.parse(text) for text in _texts(value))),
+    "embedding": ("embeddings", lambda value: tuple(Path(text) for text in _texts(value))),
+    "vae": ("vae", _text),
+    "sampler": ("sampler", _text),
+    "eta": ("eta", _number),
+    "steps": ("steps", _whole),
+    "cfg": ("cfg", _number),
+    "cfg-rescale": ("cfg_rescale", _number),
+    "clip-skip": ("clip_skip", _whole),
+    "seed": ("seed", _whole),
+    "num": ("num", _whole),
+    "batch-size": ("batch_size", _whole),
+    "size": ("size", lambda value: parse_size(_text(value))),
+    "resize": ("resize", _text),
+    "annotate": ("annotate", _switch),
+    "control-half": ("control_half", _switch),
+}
+_OF_CONTROLS = ("control", "control-mode")
+OPTIONS = (*_OF_CONTROLS, *_FIELDS)
+
+
+def request_of(options: Mapping[str, Any]) -> Request:
+    """The request of these options; one that is None was not given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    fields = {}
+    for name, value in given.items():
+        if name not in OPTIONS:
+            raise RequestError(f"unknown option {name!r}: {known(name, OPTIONS)}")
+        try:
+            if name in _OF_CONTROLS:
+                _texts(value)
+            else:
+                field, read = _FIELDS[name]
+                fields[field] = read(value)
+        except TypeError as expected:
+            raise RequestError(f"{name}={value!r}: expected {expected}") from None
+    controls, modes = (_texts(given.get(name, ())) for name in _OF_CONTROLS)
+    if controls and not given.get("controlnet"):
+        raise RequestError(
+            "no ControlNet is given; expected --controlnet FOLDER, e.g. --controlnet runs/circles/controlnet"
+        )
+    return Request(controls=parse_controls(controls, modes), **fields)
