@@ -136,11 +136,11 @@ def _verdict(answer: Answer) -> str:
 
 def _table(answer: Answer) -> str:
     rows = "".join(
-        f"<tr><th>{name}</th><td class='number'>{score.mean:.4f}</td><td class='number'>{_interval(score)}</td>"
-        f"<td class='number'>{score.n}</td><td>{_MEANING[name]}</td></tr>"
+        f"<tr><th>{name}<small>{_MEANING[name]}</small></th><td class='number'>{score.mean:.4f}</td><td class='number'>{_interval(score)}</td>"
+        f"<td class='number'>{score.n}</td></tr>"
         for name, score in answer.scores.items()
     )
-    head = f"<tr><th></th><th>{answer.metric}</th><th>95 %</th><th>n</th><th></th></tr>"
+    head = f"<tr><th></th><th>{answer.metric}</th><th>95 %</th><th>n</th></tr>"
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
 
 
@@ -209,6 +209,7 @@ h1 { font-size: 1.6rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .verdict { font-size: 1.15rem; } .verdict b { font-size: 2rem; }
 .facts, .interval, small, .prompt td { color: var(--faint); }
+th small { display: block; font-weight: 400; }
 .facts { font-size: .9rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; }
@@ -216,7 +217,6 @@ th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid var(-
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .sheet td, .sheet th { border: 0; padding: .2rem; }
 .sheet thead th { font-weight: 500; color: var(--faint); font-size: .85rem; }
-.sheet small { display: block; font-weight: 400; }
 .sheet img { width: 8.5rem; min-width: 6rem; display: block; image-rendering: pixelated; background: #888; }
 .prompt td { font-size: .85rem; padding-bottom: .9rem; }
 svg { width: 100%; max-width: 45rem; display: block; } svg text { fill: var(--faint); font-size: 12px; }
