@@ -136,7 +136,8 @@ def _verdict(answer: Answer) -> str:
 
 def _table(answer: Answer) -> str:
     rows = "".join(
-        f"<tr><th>{name}<small>{_MEANING[name]}</small></th><td class='number'>{score.mean:.4f}</td><td class='number'>{_interval(score)}</td>"
+        f"<tr><th>{name}<small>{_MEANING[name]}</small></th>"
+        f"<td class='number'>{score.mean:.4f}</td><td class='number'>{_interval(score)}</td>"
         f"<td class='number'>{score.n}</td></tr>"
         for name, score in answer.scores.items()
     )
