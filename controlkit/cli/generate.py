@@ -33,6 +33,20 @@ if TYPE_CHECKING:
               help="Start from this picture instead of from noise (img2img).")  # fmt: skip
 @click.option("--strength", type=float, metavar="0..1",
               help="How much of --image changes: the share of the steps that is walked.  [default: 0.6]")  # fmt: skip
+@click.option("--mask", metavar="FILE",
+              help="Paint only what is white here of --image, by RePaint; all else stays bit for bit.")  # fmt: skip
+@click.option("--inpaint", type=click.Choice(["repaint"]), help="How the masked part is painted.  [default: repaint]")
+@click.option("--invert-mask", is_flag=True, help="Black is painted.")
+@click.option("--grow", type=int, metavar="PX", help="Make the mask larger on all sides.  [default: 0]")
+@click.option("--feather", type=int, metavar="PX",
+              help="Pass over into the picture within so many pixels around it.  [default: 8]")  # fmt: skip
+@click.option("--only-masked", type=int, metavar="PX",
+              help="Paint the masked part, and so many pixels around it, as large as the base paints.")  # fmt: skip
+@click.option("--jump-length", type=int, metavar="J", help="RePaint: steps back at once.  [default: 5]")
+@click.option("--jump-samples", type=int, metavar="R",
+              help="RePaint: how often each stretch is walked; 1 never goes back.  [default: 5]")  # fmt: skip
+@click.option("--jump-window", metavar="FROM:TO",
+              help="RePaint: shares of the noise between which it goes back.  [default: 0.2:0.8]")  # fmt: skip
 @click.option("--prompt", default="", help="What to paint.")
 @click.option("--negative", default="", help="What not to paint.")
 @click.option("--base", metavar="BASE",
@@ -45,8 +59,9 @@ if TYPE_CHECKING:
 @click.option("--embedding", "embeddings", multiple=True, metavar="FILE",
               help="A textual inversion, called in the prompt by the file's name.")  # fmt: skip
 @click.option("--vae", metavar="FILE_OR_FOLDER", help="A VAE in the place of the base's.")
-@click.option("--sampler", default="dpmpp_2m_karras", show_default=True, help="How the noise is removed.")
-@click.option("--eta", default=0.0, metavar="0..1", help="Noise of each step, for ddim and tcd.  [default: 0, none]")
+@click.option("--sampler", help="How the noise is removed.  [default: dpmpp_2m_karras; with --mask ddim]")
+@click.option("--eta", type=float, metavar="0..1",
+              help="Noise of each step, for ddim and tcd.  [default: 0, none; with --mask 1]")  # fmt: skip
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
 @click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
 @click.option("--cfg-rescale", default=0.0, metavar="0..1",
@@ -98,6 +113,7 @@ def command(
     dtype: str | None,
     execution: Execution,
     output: Output,
+    inpaint: str | None,
     **others: Any,
 ) -> int:
     """Paint pictures: from a prompt, from a picture (--image), under control maps (--control) or without.
@@ -129,6 +145,8 @@ def command(
         "num": num,
         **{name.replace("_", "-"): value for name, value in others.items()},
     }
+    if inpaint and not (others["mask"] or requests):
+        raise RequestError(f"--inpaint {inpaint}: nothing is masked; give --mask FILE")
     if requests and (grid or sweeps):
         raise RequestError("--requests goes without --grid and --sweep: its pictures may be of any size")
     how: dict[str, Any] = {"device": device, "dtype": dtype, "execution": execution, "output": output}

@@ -17,40 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from controlkit.diffusion.forward import Path, q_jump, q_sample
+from controlkit.diffusion.repaint_walk import REPAINT_SAMPLERS, first_level, walk
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _VARIANCE_PRESERVING = ("DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler")
 _SIGMAS = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
-
-REPAINT_SAMPLERS = ("ddim", "ddpm", "euler", "euler_a", "euler_karras", "lcm", "tcd")
-"""Those whose step hangs on nothing but where it stands. Others remember steps, which the jumps make untrue."""
-
-
-def walk(steps: int, *, jump: int = 10, samples: int = 10, window: tuple[float, float] = (0.0, 1.0)) -> list[int]:
-    """The levels one after the other, from `steps` to 0. Each multiple of `jump` levels is reached `samples` times from
-    above, as in the released code; only those within `window`, as shares of the steps, from noise 1 to clean 0."""
-    if not 1 <= jump <= steps:
-        raise ValueError(f"jump length {jump}: a walk of {steps} steps expects 1 to {steps}")
-    if samples < 1:
-        raise ValueError(f"jump samples {samples}: expected at least 1, which is to go down once")
-    if not 0 <= window[0] <= window[1] <= 1:
-        raise ValueError(f"jump window {window[0]:g} to {window[1]:g}: expected two shares of the steps, 0 to 1")
-    points = [point + 1 for point in range(0, steps - jump, jump)]
-    left = {level: samples - 1 for level in points if window[0] * steps <= level <= window[1] * steps}
-    levels = [steps]
-    while levels[-1] > 0:
-        levels.append(levels[-1] - 1)
-        if left.get(levels[-1], 0):
-            left[levels[-1]] -= 1
-            levels.append(levels[-1] + jump)
-    return levels
-
-
-def network_calls(levels: list[int]) -> int:
-    """How often the network is asked on a walk: up costs nothing."""
-    return sum(after < before for before, after in pairwise(levels))
 
 
 class Repaint:
@@ -100,7 +73,7 @@ class Repaint:
     def set_timesteps(self, num_inference_steps: int, device: Any = None, **options: Any) -> None:
         self.inner.set_timesteps(num_inference_steps, device=device, **options)
         self.steps = len(self.inner.timesteps)
-        start = max(1, round(self.strength * self.steps))
+        start = first_level(self.steps, self.strength)
         self.levels = walk(start, jump=self.jump, samples=self.samples, window=self.window)
         asked_at = [self.steps - before for before, after in pairwise(self.levels) if after < before]
         self.timesteps = self.inner.timesteps[asked_at]

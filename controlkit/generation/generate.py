@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from controlkit.errors import RequestError
 from controlkit.generation.execution import Execution
+from controlkit.generation.inpainting import repainting
 from controlkit.generation.limits import refuse_what_cannot_be
 from controlkit.generation.pipelines import load_parts
 from controlkit.generation.plan import make_plan
@@ -19,6 +21,7 @@ from controlkit.models.formats.lora import apply_loras
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     import torch
     from numpy.typing import NDArray
@@ -108,9 +111,10 @@ def paint(
             return values
 
         generators = [torch.Generator().manual_seed(seed) for seed in batch]
-        with seams(plan, pipeline, models.nets):
+        with seams(plan, pipeline, models.nets), _walk(plan, pipeline, generators) as latents:
             painted = pipeline(
                 **arguments,
+                **latents,
                 num_images_per_prompt=len(batch),
                 generator=generators[0] if len(batch) == 1 else generators,
                 callback_on_step_end=after_step,
@@ -120,7 +124,24 @@ def paint(
         if not np.isfinite(painted).all():
             raise RequestError(f"the picture is not a number in {settings['dtype']}; use --dtype float32 or bfloat16")
         images = (painted * 255).round().astype(np.uint8)
+        if plan.canvas:
+            images = [plan.canvas.finish(image) for image in images]
         seen = previews.take() if previews else [{} for _ in batch]
         for seed, image, early in zip(batch, images, seen, strict=True):
             if seed in wanted:
                 yield Picture(image, seed, {**settings, **request.of_picture(seed)}, made_maps(plan), early)
+
+
+def _walk(plan: Plan, pipeline: Any, generators: list[torch.Generator]) -> AbstractContextManager[dict[str, Any]]:
+    """Where a mask says what is painted, RePaint's walk; else the sampler's own."""
+    request = plan.request
+    if plan.canvas is None or request.mask is None:
+        return nullcontext({})
+    return repainting(
+        pipeline,
+        plan.canvas,
+        request.mask,
+        steps=request.steps,
+        strength=request.noise_share,
+        generators=generators,
+    )

@@ -5,6 +5,7 @@ The network sees the whole part that is cut out; what it gives back is used in t
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +18,14 @@ from controlkit.generation.masks import Region, latent_hole, match_colours, past
 from controlkit.generation.windows import Window
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
+
+    from controlkit.generation.request import Mask
 
     Image = NDArray[np.uint8]
     Plane = NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Walk:
-    """How RePaint goes back and forth: `jump` levels at once, `samples` times, within the `window` of noise levels."""
-
-    jump: int = 5
-    samples: int = 5
-    window: tuple[float, float] = (0.2, 0.8)
 
 
 @dataclass(frozen=True)
@@ -90,48 +86,40 @@ class Canvas:
         return whole
 
 
-def repaint(
+@contextmanager
+def repainting(
     pipeline: Any,
     canvas: Canvas,
-    walk: Walk,
-    arguments: dict[str, Any],
+    mask: Mask,
     *,
     steps: int,
-    strength: float = 1.0,
-    generator: torch.Generator,
-) -> Image:
-    """Paint the canvas with a text-to-image pipeline, with or without ControlNets, whose scheduler is one that RePaint
-    can walk with. `arguments` are those of the pipeline beside the size and the steps."""
-    vae, inner = pipeline.vae, pipeline.scheduler
-    factor = pipeline.vae_scale_factor
-    known = encode(vae, canvas.shown)
+    strength: float,
+    generators: list[torch.Generator],
+) -> Iterator[dict[str, Any]]:
+    """A text-to-image pipeline, with or without ControlNets, walks as RePaint does as long as the block lasts; it is to
+    be called with what this gives, for as many pictures as there are generators."""
+    from diffusers.utils.torch_utils import randn_tensor
+
+    inner = pipeline.scheduler
+    known = encode(pipeline.vae, canvas.shown)
     scheduler = make_repaint(
         inner,
         known,
-        latent_hole(canvas.hole, factor),
-        jump=walk.jump,
-        samples=walk.samples,
-        window=walk.window,
+        latent_hole(canvas.hole, pipeline.vae_scale_factor),
+        jump=mask.jump,
+        samples=mask.samples,
+        window=mask.window,
         strength=strength,
     )
     scheduler.set_timesteps(steps, device=known.device)
-    noise = torch.randn(known.shape, generator=generator, device=generator.device, dtype=known.dtype).to(known.device)
+    shape = (len(generators), *known.shape[1:])
+    generator = generators[0] if len(generators) == 1 else generators
+    noise = randn_tensor(shape, generator=generator, device=known.device, dtype=known.dtype)
     pipeline.scheduler = scheduler
     try:
-        painted = pipeline(
-            **arguments,
-            latents=scheduler.begin(noise),
-            width=canvas.window.size[0],
-            height=canvas.window.size[1],
-            num_inference_steps=steps,
-            generator=generator,
-            output_type="np",
-        ).images[0]
+        yield {"latents": scheduler.begin(noise)}
     finally:
         pipeline.scheduler = inner
-    if not np.isfinite(painted).all():
-        raise ValueError("the picture is not a number")
-    return canvas.finish((painted * 255).round().astype(np.uint8))
 
 
 @torch.no_grad()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from controlkit.diffusion.samplers import ETA_SAMPLERS
 from controlkit.errors import RequestError, known
-from controlkit.generation.request import Net, Request, parse_controls, parse_size
+from controlkit.generation.request import Mask, Net, Request, parse_controls, parse_size, parse_window
 from controlkit.models.formats.lora import Lora
 
 if TYPE_CHECKING:
@@ -73,19 +74,39 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "control-half": ("control_half", _switch),
 }
 _OF_CONTROLS = ("control", "control-mode")
-OPTIONS = (*_OF_CONTROLS, *_FIELDS)
+
+# Option -> (field of the mask, how its value is read).
+_OF_MASK: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "mask": ("file", lambda value: Path(_text(value))),
+    "invert-mask": ("invert", _switch),
+    "grow": ("grow", _whole),
+    "feather": ("feather", _whole),
+    "only-masked": ("only_masked", _whole),
+    "jump-length": ("jump", _whole),
+    "jump-samples": ("samples", _whole),
+    "jump-window": ("window", lambda value: parse_window(_text(value))),
+}
+OPTIONS = (*_OF_CONTROLS, *_OF_MASK, *_FIELDS)
 
 
 def request_of(options: Mapping[str, Any]) -> Request:
     """The request of these options; one that is None was not given."""
     given = {name: value for name, value in options.items() if value is not None}
-    fields = {}
+    fields: dict[str, Any] = {}
+    of_mask: dict[str, Any] = {}
+    if given.get("mask"):
+        given = {"sampler": "ddim", **given}
+        if given["sampler"] in ETA_SAMPLERS:
+            given = {"eta": 1.0, **given}  # noise in each step is what brings the two parts together
     for name, value in given.items():
         if name not in OPTIONS:
             raise RequestError(f"unknown option {name!r}: {known(name, OPTIONS)}")
         try:
             if name in _OF_CONTROLS:
                 _texts(value)
+            elif name in _OF_MASK:
+                field, read = _OF_MASK[name]
+                of_mask[field] = read(value)
             else:
                 field, read = _FIELDS[name]
                 fields[field] = read(value)
@@ -96,4 +117,11 @@ def request_of(options: Mapping[str, Any]) -> Request:
         raise RequestError(
             "no ControlNet is given; expected --controlnet FOLDER, e.g. --controlnet runs/circles/controlnet"
         )
+    of_mask = {field: value for field, value in of_mask.items() if value is not False}
+    if of_mask and "file" not in of_mask:
+        raise RequestError(
+            f"{next(name for name in _OF_MASK if given.get(name))}: says how a mask is used; give --mask"
+        )
+    if of_mask:
+        fields["mask"] = Mask(**of_mask)
     return Request(controls=parse_controls(controls, modes), **fields)

@@ -11,7 +11,9 @@ from controlkit.data.pictures import read_picture
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
 from controlkit.files import sha256
-from controlkit.generation.controls import Given, Map, choose_size, fit_map, fit_picture, read_map
+from controlkit.generation.controls import LARGEST_AREA, Given, Map, choose_size, fit_map, fit_picture, read_map
+from controlkit.generation.inpainting import Canvas
+from controlkit.generation.masks import read_mask
 from controlkit.generation.pipelines import need_latent_channels
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from controlkit.generation.request import Control, Request
+    from controlkit.generation.request import Control, Mask, Request
     from controlkit.models.bases import Base
     from controlkit.models.controlnets import ControlNet
     from controlkit.models.formats.embeddings import Embedding
@@ -49,6 +51,7 @@ class Plan:
     maps: list[Map]
     fitted: list[NDArray[np.uint8]]  # the maps at the size of the picture
     start: StartingPicture | None
+    canvas: Canvas | None  # what is painted of a picture under a mask
     loras: Any
     embeddings: list[Embedding]
     vae: Vae | None
@@ -69,6 +72,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         say(guess)
     controlnets, maps = _find_controls(request, base, say)
     picture = read_picture(request.image) if request.image else None
+    canvas = _canvas(request, request.mask, picture, base, say) if request.mask and picture is not None else None
     loras = plan_loras(base, request.loras, say)
     embeddings = find_embeddings(base, request.embeddings)
     say_unused(embeddings, (request.prompt, request.negative), say)
@@ -76,13 +80,14 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
     _check_clip_skip(request, base)
     vae = find_vae(request.vae, base) if request.vae else None
     scheduler = make_sampler(request.sampler, base.scheduler, steps=request.steps, eta=request.eta)
-    if maps:
-        given: Given | None = Given.of("map", maps[0].pixels)
+    if canvas:
+        size = canvas.window.size
+    elif maps:
+        size = choose_size(request.size, Given.of("map", maps[0].pixels), base, say)
     else:
-        given = Given.of("picture", picture) if picture is not None else None
-    size = choose_size(request.size, given, base, say)
+        size = choose_size(request.size, Given.of("picture", picture) if picture is not None else None, base, say)
     start = None
-    if request.image and picture is not None:
+    if request.image and picture is not None and not canvas:
         start = StartingPicture(fit_picture(picture, request.image.name, size, say), sha256(request.image))
         if request.noise_share == 1:
             say("strength 1: every step is walked, so that hardly anything of the picture stays")
@@ -91,14 +96,52 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         base=base,
         controlnets=controlnets,
         maps=maps,
-        fitted=[fit_map(control_map, size, say, request.resize) for control_map in maps],
+        fitted=[
+            _on_canvas(control_map, canvas) if canvas else fit_map(control_map, size, say, request.resize)
+            for control_map in maps
+        ],
         start=start,
+        canvas=canvas,
         loras=loras,
         embeddings=embeddings,
         vae=vae,
         scheduler=scheduler,
         size=size,
     )
+
+
+def _canvas(request: Request, mask: Mask, picture: NDArray[np.uint8], base: Base, say: Callable[[str], None]) -> Canvas:
+    height, width = picture.shape[:2]
+    hole = read_mask(mask.file, (width, height), invert=mask.invert, say=say)
+    area = base.native_size**2
+    canvas = Canvas.of(
+        picture,
+        hole,
+        grow=mask.grow,
+        feather=mask.feather,
+        multiple=base.vae_factor,
+        padding=mask.only_masked,
+        area=area,
+    )
+    if mask.only_masked is None and width * height > LARGEST_AREA * area:
+        say(
+            f"painting {width}x{height} as a whole, where {base.name} paints at about {base.native_size}x"
+            f"{base.native_size}; --only-masked 32 paints the masked part at that size"
+        )
+    say(f"RePaint: the network is asked {request.walked_steps} times a picture")
+    return canvas
+
+
+def _on_canvas(control_map: Map, canvas: Canvas) -> NDArray[np.uint8]:
+    """The part of a map that belongs to what is painted."""
+    height, width = canvas.picture.shape[:2]
+    found = control_map.pixels.shape[1], control_map.pixels.shape[0]
+    if found != (width, height):
+        raise RequestError(
+            f"--control {control_map.control.file} is {found[0]}x{found[1]}, the masked picture {width}x{height}; "
+            f"expected a map of the picture's size"
+        )
+    return canvas.control(control_map.pixels, control_map.values)
 
 
 def _knows_cfg(base: Base) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from controlkit.files import sha256
 from controlkit.generation.execution import Execution
 from controlkit.generation.settings import library_versions, weights_sha256
 
@@ -34,6 +35,17 @@ def record(
             "pixels_sha256": picture_sha256(plan.start.pixels),
             "strength": request.noise_share,
         }
+    if plan.canvas and request.image:
+        image = {
+            "file": str(request.image),
+            "sha256": sha256(request.image),
+            "pixels_sha256": picture_sha256(plan.canvas.picture),
+            "strength": request.noise_share,
+        }
+    mask = None
+    if request.mask:
+        file = request.mask.file
+        mask = {**asdict(request.mask), "file": str(file), "sha256": sha256(file), "window": [*request.mask.window]}
     return {
         "prompt": request.prompt,
         "negative": request.negative,
@@ -64,6 +76,7 @@ def record(
         "control_half": request.control_half,
         "resize": request.resize,
         "image": image,
+        "mask": mask,
         "sampler": request.sampler,
         "steps": request.steps,
         "eta": request.eta,

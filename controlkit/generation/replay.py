@@ -10,7 +10,7 @@ from controlkit.errors import RequestError
 from controlkit.files import sha256
 from controlkit.generation.execution import Execution
 from controlkit.generation.record import picture_sha256
-from controlkit.generation.request import Control, Net, Request
+from controlkit.generation.request import Control, Mask, Net, Request
 from controlkit.generation.settings import library_versions, read_settings, weights_sha256
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
@@ -60,8 +60,9 @@ class Replay:
         """Refuse maps and pictures that come out otherwise than they did, from the same files."""
         made = [(str(control.control.file), fitted) for control, fitted in zip(plan.maps, plan.fitted, strict=True)]
         wanted = [control["pixels_sha256"] for control in self.settings["controls"]]
-        if plan.start:
-            made.append((str(plan.request.image), plan.start.pixels))
+        picture = plan.start.pixels if plan.start else plan.canvas.picture if plan.canvas else None
+        if picture is not None:
+            made.append((str(plan.request.image), picture))
             wanted.append(self.settings["image"]["pixels_sha256"])
         problems = [
             f"{file}: the same file, but what is made of it at {plan.size[0]}x{plan.size[1]} is not what it was; "
@@ -104,18 +105,24 @@ def request_of(settings: dict[str, Any]) -> Request:
         ),
         image=Path(image["file"]) if image else None,
         strength=image["strength"] if image else None,
+        mask=_mask_of(settings["mask"]) if settings["mask"] else None,
         base=settings["base"]["name"],
         prediction=settings["base"]["prediction"],
         tokenizer=settings["base"]["tokenizer"],
         loras=tuple(Lora(Path(lora["file"]), lora["weight"]) for lora in settings["loras"]),
         embeddings=tuple(Path(embedding["file"]) for embedding in settings["embeddings"]),
         vae=vae["name"] if vae else None,
-        size=(settings["width"], settings["height"]),
+        size=None if settings["mask"] else (settings["width"], settings["height"]),
         seed=settings["together"][0],
         num=len(settings["together"]),
         batch_size=len(settings["together"]),
         **{name: settings[name] for name in _AS_THEY_ARE},
     )
+
+
+def _mask_of(mask: dict[str, Any]) -> Mask:
+    own = {name: value for name, value in mask.items() if name not in ("file", "sha256", "window")}
+    return Mask(file=Path(mask["file"]), window=(mask["window"][0], mask["window"][1]), **own)
 
 
 _AS_THEY_ARE = (
@@ -149,6 +156,8 @@ def _files(settings: dict[str, Any]) -> list[tuple[str, str, Callable[[], str], 
         found.append(("--controlnet", net["name"], of_net(net["name"]), net["sha256"]))
     if image := settings["image"]:
         found.append(("--image", image["file"], of_file(image["file"]), image["sha256"]))
+    if mask := settings["mask"]:
+        found.append(("--mask", mask["file"], of_file(mask["file"]), mask["sha256"]))
     for option, key in (("--lora", "loras"), ("--embedding", "embeddings")):
         found += [(option, each["file"], of_weights(each["file"]), each["sha256"]) for each in settings[key]]
     if vae := settings["vae"]:

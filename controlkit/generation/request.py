@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from annotators import ANNOTATORS
+from controlkit.diffusion.repaint_walk import REPAINT_SAMPLERS, first_level, network_calls, walk
 from controlkit.diffusion.samplers import SAMPLERS
 from controlkit.errors import RequestError, known
 from controlkit.generation.controls import RESIZES
@@ -70,16 +71,45 @@ class Net:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mask:
+    """What of the image is painted, and how RePaint walks there (`diffusion/repaint.py`)."""
+
+    file: Path
+    invert: bool = False  # black is painted
+    grow: int = 0  # pixels
+    feather: int = 8  # pixels around it in which the picture passes over
+    only_masked: int | None = None  # paint the hole and so many pixels around it at the base's own size
+    jump: int = 5  # steps back at once
+    samples: int = 5  # how often a stretch is walked
+    window: tuple[float, float] = (0.2, 0.8)  # shares of the noise between which it goes back
+
+    def problems(self, start: int) -> list[str]:
+        """Of a walk that begins at the level `start`."""
+        found = [
+            f"{name}={value}: expected 0 or more pixels"
+            for name, value in (("grow", self.grow), ("feather", self.feather), ("only_masked", self.only_masked or 0))
+            if value < 0
+        ]
+        try:
+            walk(start, jump=self.jump, samples=self.samples, window=self.window)
+        except ValueError as reason:
+            found.append(str(reason))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What to paint. `controlnets` pair with `controls` by type where both are known, else by order.
 
-    Its task follows from what it holds: with an `image` img2img, else txt2img; each with controls or without.
+    Its task follows from what it holds: with a `mask` the part of the `image` below it is painted, with an `image`
+    alone img2img, else txt2img; each with controls or without.
     """
 
     controls: tuple[Control, ...] = ()
     controlnets: tuple[Net, ...] = ()
     image: Path | None = None  # the picture that img2img starts from
-    strength: float | None = None  # of img2img: the share of the steps that is walked; None: DEFAULT_STRENGTH
+    strength: float | None = None  # the share of the steps that is walked; None: DEFAULT_STRENGTH, with a mask 1
+    mask: Mask | None = None
     prompt: str = ""
     negative: str = ""
     base: str = DEFAULT_BASE
@@ -114,12 +144,14 @@ class Request:
             problems.append(
                 f"strength={self.noise_share:g}: expected above 0 (the picture as it is) to 1 (all of it anew)"
             )
-        elif self.steps >= 1 and self.walked_steps < 1:
+        elif self.steps >= 1 and not self.mask and self.walked_steps < 1:
             fewest = math.ceil(1 / self.noise_share)
             problems.append(
                 f"strength={self.noise_share:g} of {self.steps} steps leaves none to walk; use --steps {fewest} or "
                 f"more, or --strength {math.ceil(1000 / self.steps) / 1000:g}"
             )
+        if self.mask:
+            problems += self._problems_of_mask(self.mask)
         if self.sampler not in SAMPLERS:
             problems.append(f"unknown sampler {self.sampler!r}: {known(self.sampler, SAMPLERS)}")
         for name in ("steps", "num", "batch_size"):
@@ -144,6 +176,21 @@ class Request:
             problems.append(f"size {self.size[0]}x{self.size[1]}: expected WIDTHxHEIGHT in pixels, e.g. 512x768")
         if problems:
             raise RequestError("\n".join(problems))
+
+    def _problems_of_mask(self, mask: Mask) -> list[str]:
+        problems = []
+        if self.image is None:
+            problems.append(f"mask {mask.file}: lies on a picture; give it with --image FILE")
+        if self.sampler in SAMPLERS and self.sampler not in REPAINT_SAMPLERS:
+            problems.append(
+                f"sampler {self.sampler!r} remembers the steps before, and RePaint jumps back; use one of "
+                f"{', '.join(REPAINT_SAMPLERS)}"
+            )
+        if self.size is not None:
+            problems.append("size: a masked picture keeps its own; leave it out (--only-masked paints the hole larger)")
+        if self.resize != "crop":
+            problems.append("resize: the maps of a masked picture have its size; leave --resize out")
+        return problems + (mask.problems(self.first_level) if self.steps >= 1 and 0 < self.noise_share <= 1 else [])
 
     def _problems_of_half(self) -> list[str]:
         if not self.control_half:
@@ -177,14 +224,23 @@ class Request:
 
     @property
     def noise_share(self) -> float:
-        """The strength of img2img; 1 where the picture starts from noise."""
-        if self.image is None:
+        """The strength; 1 where the picture, or what is masked of it, starts from noise."""
+        if self.image is None or (self.mask and self.strength is None):
             return 1.0
         return DEFAULT_STRENGTH if self.strength is None else self.strength
 
     @property
+    def first_level(self) -> int:
+        """How many of the steps are to go where RePaint begins."""
+        return first_level(self.steps, self.noise_share)
+
+    @property
     def walked_steps(self) -> int:
-        """Of the steps, those that are walked: as diffusers counts them, rounded down."""
+        """Of the steps, those that are walked: as diffusers counts them, rounded down. Under a mask, all that RePaint
+        walks, some of them several times."""
+        if self.mask:
+            mask = self.mask
+            return network_calls(walk(self.first_level, jump=mask.jump, samples=mask.samples, window=mask.window))
         return int(self.steps * self.noise_share)
 
 
@@ -206,3 +262,11 @@ def parse_size(text: str) -> tuple[int, int]:
     if not match:
         raise RequestError(f"--size {text!r}: expected WIDTHxHEIGHT in pixels, e.g. 512x768")
     return int(match[1]), int(match[2])
+
+
+def parse_window(text: str) -> tuple[float, float]:
+    """ "0.2:0.8" -> (0.2, 0.8)."""
+    match = re.fullmatch(r"(\d*\.?\d+):(\d*\.?\d+)", text)
+    if not match:
+        raise RequestError(f"--jump-window {text!r}: expected two shares of the noise, e.g. 0.2:0.8")
+    return float(match[1]), float(match[2])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from controlkit.diffusion.forward import Path, q_jump
-from controlkit.diffusion.repaint import REPAINT_SAMPLERS, make_repaint, network_calls, walk
+from controlkit.diffusion.repaint import make_repaint
+from controlkit.diffusion.repaint_walk import REPAINT_SAMPLERS, network_calls, walk
 from controlkit.diffusion.samplers import ETA_SAMPLERS, SAMPLERS, make_sampler
 from controlkit.diffusion.schedules import from_scheduler_config
 

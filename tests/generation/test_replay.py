@@ -72,8 +72,9 @@ def test_no_default_stood_in_for_a_setting(materials, tmp_path):
     request = open_replay(tmp_path / "o.png").request
     plain = Request(prompt="x")
     same = {name for name in Request.__dataclass_fields__ if getattr(request, name) == getattr(plain, name)}
-    # A base in a folder has its own; one picture; maps were given; their modes decide on guidance's halves.
-    assert same == {"tokenizer", "num", "batch_size", "annotate", "control_half"}
+    # A base in a folder has its own; one picture; maps were given; their modes decide on guidance's halves; masks
+    # are replayed in their own tests.
+    assert same == {"tokenizer", "num", "batch_size", "annotate", "control_half", "mask"}
 
 
 def test_pictures_of_a_run_of_several_and_of_photographs_are_replayed(materials, tmp_path, capsys):
