@@ -63,15 +63,13 @@ def command(
     if controlnet is None or data is None:
         raise RequestError("expected --controlnet NET and --data DATASET, or --compare REPORT REPORT")
 
-    import torch
-
     import controlkit.toybox.register  # noqa: F401  (its worlds can be named, and its annotators read its pictures)
     from controlkit.cli.output import Output
     from controlkit.evaluation.evaluate import Question, evaluate
     from controlkit.evaluation.report import write_report
     from controlkit.generation.request import Net
     from controlkit.models.bases import DEFAULT_BASE
-    from controlkit.models.devices import choose_device
+    from controlkit.models.devices import choose_device, choose_precision
     from controlkit.processes import Processes
 
     net = Net.parse(controlnet)
@@ -92,7 +90,7 @@ def command(
     if not processes.first:
         output = Output(quiet=True)
     where = choose_device(device)
-    precision = getattr(torch, dtype or ("float16" if where.type == "cuda" else "float32"))
+    precision = choose_precision(dtype, where)
     with output.progress("evaluate", "rows") as progress:
         answer, seen = evaluate(
             question, out, device=where, dtype=precision, processes=processes, say=output.say, progress=progress

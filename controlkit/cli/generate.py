@@ -167,13 +167,11 @@ def painted(
     """Paint a request and write its pictures."""
     place = Place.of(out, request.num)
 
-    import torch
-
     from controlkit.generation.generate import generate
-    from controlkit.models.devices import choose_device
+    from controlkit.models.devices import choose_device, choose_precision
 
     where = choose_device(device)
-    precision = getattr(torch, dtype or ("float16" if where.type == "cuda" else "float32"))
+    precision = choose_precision(dtype, where)
     written = []
     with output.progress("generate", "steps") as progress:
         for picture in generate(

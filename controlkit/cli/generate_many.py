@@ -34,16 +34,14 @@ def painted_many(
     requests = read_requests(file, options)
     place = Place.of(out, 1)
 
-    import torch
-
-    from controlkit.models.devices import choose_device
+    from controlkit.models.devices import choose_device, choose_precision
 
     if processes.count > 1 and device is None:
         from accelerate import PartialState
 
         device = str(PartialState().device)
     where = choose_device(device)
-    precision = getattr(torch, dtype or ("float16" if where.type == "cuda" else "float32"))
+    precision = choose_precision(dtype, where)
     there = fingerprints(out)
     mine = processes.slice(requests)
     written = []

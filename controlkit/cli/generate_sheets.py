@@ -53,12 +53,10 @@ def painted_sheet(
         make_plan(cell, say_once)  # all that can be refused, before anything is painted
     place = Place.of(out, 1)
 
-    import torch
-
-    from controlkit.models.devices import choose_device
+    from controlkit.models.devices import choose_device, choose_precision
 
     where = choose_device(device)
-    precision = getattr(torch, dtype or ("float16" if where.type == "cuda" else "float32"))
+    precision = choose_precision(dtype, where)
     images, written = [], []
     with output.progress("generate", "pictures") as progress:
         # All cells share their models, so they come in their order.

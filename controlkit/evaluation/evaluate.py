@@ -30,6 +30,7 @@ from controlkit.files import atomic_write_bytes, need_writable
 from controlkit.generation.settings import encode_picture, library_versions, read_settings, weights_sha256
 from controlkit.models.bases import DEFAULT_BASE, find_base
 from controlkit.models.controlnets import find_controlnet
+from controlkit.models.devices import able
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,9 +139,11 @@ def evaluate(
         raise RequestError(f"--controlnet {question.controlnet}: {judge}")
 
     from controlkit.generation.pipelines import control_pipeline, load_parts
+    from controlkit.generation.silent import silenced
 
     parts = load_parts(base, dtype=dtype, device=device)
-    pipeline = control_pipeline(base, parts, [net.load(torch_dtype=dtype).to(device).eval()], scheduler)
+    nets = [net.load(torch_dtype=dtype).to(device).eval()]
+    pipeline = control_pipeline(base, parts, [silenced(nets)], scheduler)
     models = {
         "base": {"name": question.base, "sha256": weights_sha256(base.folder)},
         "controlnet": {"name": question.controlnet, "sha256": weights_sha256(net.folder)},
@@ -275,13 +278,14 @@ class Easel:
         import torch
 
         from controlkit.generation.inpainting import encode
+        from controlkit.generation.unguided import to_pictures
 
         vae = self.pipeline.vae
         with torch.no_grad():
             latents = encode(vae, picture) / vae.config.scaling_factor + (vae.config.shift_factor or 0)
-            decoded = vae.decode(latents.to(vae.dtype)).sample[0].float().cpu()
-        pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-        return np.ascontiguousarray(pixels.numpy())
+            with able(vae):
+                (picture,) = to_pictures(vae.decode(latents.to(vae.dtype)).sample)
+        return np.ascontiguousarray(picture)
 
 
 def _same(path: Path, settings: dict[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from annotators.contract import resize_map
 from controlkit.diffusion.repaint import make_repaint
 from controlkit.generation.masks import Region, latent_hole, match_colours, paste_back
 from controlkit.generation.windows import Window
+from controlkit.models.devices import able
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,12 +127,8 @@ def repainting(
 def encode(vae: Any, image: Image) -> torch.Tensor:
     """x_0 (1, C, h, w) of a picture: the mean of the VAE's posterior, since what a draw adds to it would stay."""
     dtype = vae.dtype
-    overflows = dtype == torch.float16 and vae.config.force_upcast
-    if overflows:
-        vae.to(torch.float32)
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(vae.device, vae.dtype) / 127.5 - 1
-    mean = vae.encode(pixels).latent_dist.mode()
-    if overflows:
-        vae.to(dtype)
+    with able(vae):
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(vae.device, vae.dtype) / 127.5 - 1
+        mean = vae.encode(pixels).latent_dist.mode()
     x_0: torch.Tensor = (mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
     return x_0.to(dtype)

@@ -14,6 +14,7 @@ import torch
 
 from controlkit.diffusion.prediction import to_x0
 from controlkit.generation.unguided import to_pictures
+from controlkit.models.devices import able
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,13 +55,8 @@ class Previews:
             x_0 = x_0.to(parameter.device, parameter.dtype)
             return to_pictures(self.decoder.decode(x_0 / self.decoder.config.scaling_factor).sample)
         vae = self.pipeline.vae
-        lifted = vae.dtype == torch.float16 and vae.config.force_upcast  # overflows in float16, as SDXL's does
-        if lifted:
-            vae.to(torch.float32)
-        decoded = vae.decode(x_0.to(vae.dtype) / vae.config.scaling_factor).sample
-        if lifted:
-            vae.to(torch.float16)
-        return to_pictures(decoded)
+        with able(vae):
+            return to_pictures(vae.decode(x_0.to(vae.dtype) / vae.config.scaling_factor).sample)
 
     def take(self) -> list[dict[str, bytes]]:
         """For each picture of the batch its previews as PNGs: {"step-05": …}."""

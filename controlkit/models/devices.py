@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
 
@@ -35,3 +38,27 @@ def device_names() -> list[str]:
 
     cuda = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     return [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def choose_precision(name: str | None, device: torch.device) -> torch.dtype:
+    """The precision of that name; unless it is said, half of it on a GPU of CUDA, which is made for that."""
+    import torch
+
+    precision: torch.dtype = getattr(torch, name or ("float16" if device.type == "cuda" else "float32"))
+    return precision
+
+
+@contextmanager
+def able(vae: Any) -> Iterator[Any]:
+    """The VAE in a precision that it can compute in as long as the block lasts: SDXL's first one, whose config says so,
+    overflows in float16."""
+    import torch
+
+    lifted = vae.dtype == torch.float16 and vae.config.force_upcast
+    if lifted:
+        vae.to(torch.float32)
+    try:
+        yield vae
+    finally:
+        if lifted:
+            vae.to(torch.float16)

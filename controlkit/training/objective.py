@@ -12,6 +12,7 @@ from controlkit.diffusion.forward import q_sample
 from controlkit.diffusion.losses import min_snr_weight, per_item
 from controlkit.diffusion.prediction import target
 from controlkit.diffusion.schedules import from_scheduler_config
+from controlkit.models.devices import able
 from controlkit.training.objective_config import ObjectiveConfig, training_scheduler
 
 if TYPE_CHECKING:
@@ -122,13 +123,8 @@ def encode_pictures(vae: Any, pixels: torch.Tensor, vae_noise: torch.Tensor) -> 
 def posterior_moments(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """(B, 2C, h, w): mean and log-variance of the VAE's posterior, as it gives them. This is what a cache keeps, so
     that the draw stays random."""
-    dtype = vae.dtype
-    overflows = dtype == torch.float16 and vae.config.force_upcast  # SDXL's first VAE gives NaN in half precision
-    if overflows:
-        vae.to(torch.float32)
-    moments: torch.Tensor = vae.encode(pixels.to(vae.dtype)).latent_dist.parameters
-    if overflows:
-        vae.to(dtype)
+    with able(vae):
+        moments: torch.Tensor = vae.encode(pixels.to(vae.dtype)).latent_dist.parameters
     return moments
 
 
