@@ -20,13 +20,8 @@ _UNFINISHED = ".unfinished-"
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write; it takes the name `path` when the block ends well and vanishes when it does not."""
     temporary = _beside(path)
-    try:
-        file = temporary.open("xb")
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("xb")
-    try:
-        with file:
+    try:  # around the opening as well: Ctrl-C comes between any two lines
+        with _created(temporary) as file:
             yield file
         temporary.replace(path)
     except BaseException:
@@ -38,8 +33,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """`atomic_file` for libraries that write to a name of their own choosing: this one, beside `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=path.parent))
+    folder = _beside(path)
     try:
+        folder.mkdir(mode=0o700)
         temporary = folder / path.name
         yield temporary
         temporary.chmod(0o666 & ~_umask())
@@ -84,9 +80,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Everything in it is flushed to the disk before the rename, so that after a power cut the folder is whole or absent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=path.parent))
+    temporary = _beside(path)
     try:
-        temporary.chmod(0o777 & ~_umask())
+        temporary.mkdir()
         yield temporary
         for file in sorted(temporary.rglob("*")):
             if file.is_file():
@@ -94,7 +90,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             _flush(file)
         _flush(temporary)
         if path.is_dir():  # os.replace cannot put a folder over one that holds something
-            old = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=path.parent))
+            old = _beside(path)
             path.replace(old)
             temporary.replace(path)
             shutil.rmtree(old, ignore_errors=True)
@@ -153,6 +149,15 @@ def cache_folder() -> Path:
     if own := os.environ.get("CONTROLKIT_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "controlkit"
+
+
+def _created(path: Path) -> BinaryIO:
+    """A new file, open for writing, and the folders above it."""
+    try:
+        return path.open("xb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
 
 
 def _beside(path: Path) -> Path:

@@ -7,6 +7,7 @@ import pytest
 from controlkit.errors import RequestError
 from controlkit.files import (
     atomic_create_bytes,
+    atomic_file,
     atomic_folder,
     atomic_path,
     atomic_write_bytes,
@@ -31,6 +32,27 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch
         atomic_write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert names(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize(("make", "by"), [(atomic_file, "open"), (atomic_path, "mkdir"), (atomic_folder, "mkdir")])
+def test_ctrl_c_while_the_temporary_name_is_made_leaves_nothing(tmp_path, monkeypatch, make, by):
+    """The signal arrives when the name is on the disk and the call that put it there has not yet returned."""
+    original, made = getattr(Path, by), []
+
+    def interrupted(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        if self == tmp_path:
+            return
+        made.append(self)
+        if by == "open":
+            result.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, by, interrupted)
+    with pytest.raises(KeyboardInterrupt), make(tmp_path / "a"):
+        pass
+    assert len(made) == 1
+    assert names(tmp_path) == []
 
 
 def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path):
