@@ -47,8 +47,11 @@ if TYPE_CHECKING:
               help="RePaint: how often each stretch is walked; 1 never goes back.  [default: 5]")  # fmt: skip
 @click.option("--jump-window", metavar="FROM:TO",
               help="RePaint: shares of the noise between which it goes back.  [default: 0.2:0.8]")  # fmt: skip
-@click.option("--prompt", default="", help="What to paint.")
+@click.option("--prompt", default="",
+              help="What to paint, of any length. (word:1.3), (word) and [word] weigh as in webuis: what the text "
+                   "encoder made of them is multiplied, and the mean restored. BREAK begins a new chunk.")  # fmt: skip
 @click.option("--negative", default="", help="What not to paint.")
+@click.option("--plain-prompt", is_flag=True, help="Brackets and BREAK in prompts are text like any other.")
 @click.option("--base", metavar="BASE",
               help="SD 1.x, 2.x or SDXL: a folder, .safetensors, .ckpt or hub id.  [default: toybox]")  # fmt: skip
 @click.option("--prediction", type=click.Choice(["epsilon", "v_prediction", "sample"]),

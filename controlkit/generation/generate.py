@@ -14,6 +14,7 @@ from controlkit.generation.inpainting import repainting
 from controlkit.generation.limits import refuse_what_cannot_be
 from controlkit.generation.pipelines import load_parts
 from controlkit.generation.plan import make_plan
+from controlkit.generation.prompts import prompt_arguments
 from controlkit.generation.record import made_maps, record
 from controlkit.generation.tasks import pipeline_and_arguments, seams
 from controlkit.models.formats.embeddings import add_embeddings
@@ -97,6 +98,7 @@ def paint(
     tiled = execution.tiles(plan.size, say)
     pipeline, arguments = pipeline_and_arguments(plan, models.parts, models.nets)
     execution.apply(pipeline, device, tiled=tiled, say=say)
+    arguments |= prompt_arguments(plan, pipeline)
     previews = execution.watch(pipeline, request.walked_steps, execution.find_preview_vae(plan.base), device)
     settings = record(plan, device=device, dtype=models.parts["unet"].dtype, execution=execution)
     wanted = request.seeds if seeds is None else seeds

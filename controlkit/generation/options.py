@@ -53,6 +53,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "strength": ("strength", _number),
     "prompt": ("prompt", _text),
     "negative": ("negative", _text),
+    "plain-prompt": ("plain_prompt", _switch),
     "base": ("base", _text),
     "prediction": ("prediction", _text),
     "tokenizer": ("tokenizer", _text),

@@ -15,6 +15,7 @@ from controlkit.generation.controls import LARGEST_AREA, Given, Map, choose_size
 from controlkit.generation.inpainting import Canvas
 from controlkit.generation.masks import read_mask
 from controlkit.generation.pipelines import need_latent_channels
+from controlkit.generation.prompt_chunks import check_length
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
 from controlkit.models.formats.embeddings import find_embeddings, say_unused
@@ -75,7 +76,9 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
     canvas = _canvas(request, request.mask, picture, base, say) if request.mask and picture is not None else None
     loras = plan_loras(base, request.loras, say)
     embeddings = find_embeddings(base, request.embeddings)
-    say_unused(embeddings, (request.prompt, request.negative), say)
+    prompt, negative = request.prompts
+    say_unused(embeddings, (prompt.text, negative.text), say)
+    check_length(base, {"prompt": prompt, "negative": negative}, embeddings, say)
     _check_guidance(request, base)
     _check_clip_skip(request, base)
     vae = find_vae(request.vae, base) if request.vae else None

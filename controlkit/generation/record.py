@@ -49,6 +49,7 @@ def record(
     return {
         "prompt": request.prompt,
         "negative": request.negative,
+        "plain_prompt": request.plain_prompt,
         "base": {
             "name": request.base,
             "sha256": weights_sha256(plan.base.folder),

@@ -126,7 +126,7 @@ def _mask_of(mask: dict[str, Any]) -> Mask:
 
 
 _AS_THEY_ARE = (
-    *("prompt", "negative", "annotate", "resize", "sampler", "steps", "eta", "cfg", "cfg_rescale"),
+    *("prompt", "negative", "plain_prompt", "annotate", "resize", "sampler", "steps", "eta", "cfg", "cfg_rescale"),
     *("clip_skip", "control_half"),
 )
 

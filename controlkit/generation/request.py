@@ -14,6 +14,8 @@ from controlkit.diffusion.samplers import SAMPLERS
 from controlkit.errors import RequestError, known
 from controlkit.generation.controls import RESIZES
 from controlkit.generation.modes import BALANCED, MODES
+from controlkit.generation.prompt_chunks import MOST_TOKENS
+from controlkit.generation.prompt_syntax import Prompt
 from controlkit.models.bases import DEFAULT_BASE
 from controlkit.models.formats.lora import Lora
 
@@ -112,6 +114,7 @@ class Request:
     mask: Mask | None = None
     prompt: str = ""
     negative: str = ""
+    plain_prompt: bool = False  # brackets and BREAK in prompts are text
     base: str = DEFAULT_BASE
     prediction: str | None = None  # what the base predicts, where neither it nor its family tells; None: they do
     tokenizer: str | None = None  # for a base in a single file; None: one that lies near
@@ -136,6 +139,7 @@ class Request:
         problems = []
         if not (self.controls or self.image or self.prompt):
             problems.append("nothing to paint from: expected --prompt TEXT, --control FILE or --image FILE")
+        problems += self._problems_of_prompts()
         if self.strength is not None and self.image is None:
             problems.append(
                 f"strength={self.strength:g}: says how much of a picture changes; give it with --image FILE"
@@ -177,6 +181,19 @@ class Request:
         if problems:
             raise RequestError("\n".join(problems))
 
+    def _problems_of_prompts(self) -> list[str]:
+        problems = []
+        for name in ("prompt", "negative"):
+            words = len(getattr(self, name).split())
+            if words > MOST_TOKENS:  # each is at least one; a tokenizer need not be asked
+                problems.append(f"{name}: {words} words; expected at most {MOST_TOKENS} tokens, shorten it")
+        if not problems:
+            try:
+                _ = self.prompts
+            except RequestError as reason:
+                problems.append(str(reason))
+        return problems
+
     def _problems_of_mask(self, mask: Mask) -> list[str]:
         problems = []
         if self.image is None:
@@ -205,6 +222,12 @@ class Request:
         if any(control.mode != BALANCED for control in self.controls):
             problems.append("control_half: a control mode decides on the halves itself; leave one of them out")
         return problems
+
+    @property
+    def prompts(self) -> tuple[Prompt, Prompt]:
+        """What prompt and negative prompt say."""
+        read = Prompt.literal if self.plain_prompt else Prompt.parse
+        return read(self.prompt), read(self.negative)
 
     @property
     def seeds(self) -> list[int]:

@@ -53,7 +53,7 @@ def paint_all(materials, out):
         "--control-mode", "prompt", "--control-mode", "control", "--resize", "pad", "--image", materials / "start.png",
         "--strength", 0.7, "--sampler", "ddim", "--eta", 0.4, "--steps", 3, "--cfg", 6.5, "--cfg-rescale", 0.3,
         "--lora", f"{materials / 'lora.safetensors'}@0.4", "--embedding", materials / "wiggle.safetensors",
-        "--vae", materials / "vae", "--clip-skip", 2, "--seed", 11, "--out", out,
+        "--vae", materials / "vae", "--clip-skip", 2, "--plain-prompt", "--seed", 11, "--out", out,
     )  # fmt: skip
 
 
@@ -184,7 +184,8 @@ def test_every_sampler_has_a_name_there():
     from controlkit.diffusion.samplers import SAMPLERS
     from controlkit.generation.infotext import infotext
 
-    plain = {"prompt": "p", "negative": "", "loras": [{"file": "a/b.safetensors", "weight": 0.5}], "steps": 1,
+    plain = {"prompt": "p", "negative": "", "plain_prompt": False,
+             "loras": [{"file": "a/b.safetensors", "weight": 0.5}], "steps": 1,
              "cfg": 1.0, "seed": 1, "width": 8, "height": 8, "vae": None, "image": None, "eta": 0.0, "clip_skip": 1,
              "controls": [], "base": {"name": "a/m.safetensors", "sha256": "0123456789abcdef"},
              "versions": {"controlkit": "0"}}  # fmt: skip
