@@ -67,6 +67,8 @@ if TYPE_CHECKING:
               help="Noise of each step, for ddim and tcd.  [default: 0, none; with --mask 1]")  # fmt: skip
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
 @click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
+@click.option("--cfg-interval", metavar="FROM:TO",
+              help="Guide in this share of the steps alone; others take half the time.  [default: 0:1]")  # fmt: skip
 @click.option("--cfg-rescale", default=0.0, metavar="0..1",
               help="Against the washed-out contrast of a high --cfg.  [default: 0, off; 0.7 is usual]")  # fmt: skip
 @click.option("--clip-skip", default=1, metavar="N", show_default=True,

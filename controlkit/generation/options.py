@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from controlkit.diffusion.samplers import ETA_SAMPLERS
 from controlkit.errors import RequestError, known
-from controlkit.generation.request import Mask, Net, Request, parse_controls, parse_size, parse_window
+from controlkit.generation.request import Mask, Net, Request, parse_controls, parse_shares, parse_size
 from controlkit.models.formats.lora import Lora
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "eta": ("eta", _number),
     "steps": ("steps", _whole),
     "cfg": ("cfg", _number),
+    "cfg-interval": ("cfg_interval", lambda value: parse_shares(_text(value), "cfg-interval", "steps")),
     "cfg-rescale": ("cfg_rescale", _number),
     "clip-skip": ("clip_skip", _whole),
     "seed": ("seed", _whole),
@@ -85,7 +86,7 @@ _OF_MASK: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "only-masked": ("only_masked", _whole),
     "jump-length": ("jump", _whole),
     "jump-samples": ("samples", _whole),
-    "jump-window": ("window", lambda value: parse_window(_text(value))),
+    "jump-window": ("window", lambda value: parse_shares(_text(value), "jump-window", "noise")),
 }
 OPTIONS = (*_OF_CONTROLS, *_OF_MASK, *_FIELDS)
 

@@ -13,6 +13,7 @@ from controlkit.errors import RequestError
 from controlkit.files import sha256
 from controlkit.generation.controls import LARGEST_AREA, Given, Map, choose_size, fit_map, fit_picture, read_map
 from controlkit.generation.inpainting import Canvas
+from controlkit.generation.interval import WHOLE
 from controlkit.generation.masks import read_mask
 from controlkit.generation.pipelines import need_latent_channels
 from controlkit.generation.prompt_chunks import check_length
@@ -153,10 +154,9 @@ def _knows_cfg(base: Base) -> bool:
 
 
 def _check_guidance(request: Request, base: Base) -> None:
-    if request.cfg_rescale and _knows_cfg(base):
-        raise RequestError(
-            f"cfg_rescale={request.cfg_rescale:g}: base {base.name!r} is distilled and guides itself; leave it out"
-        )
+    if (request.cfg_rescale or request.cfg_interval != WHOLE) and _knows_cfg(base):
+        name = "cfg_rescale" if request.cfg_rescale else "cfg_interval"
+        raise RequestError(f"{name}: base {base.name!r} is distilled and guides itself; leave it out")
 
 
 def _check_clip_skip(request: Request, base: Base) -> None:

@@ -82,6 +82,7 @@ def record(
         "steps": request.steps,
         "eta": request.eta,
         "cfg": request.cfg,
+        "cfg_interval": [*request.cfg_interval],
         "cfg_rescale": request.cfg_rescale,
         "clip_skip": request.clip_skip,
         "width": plan.size[0],

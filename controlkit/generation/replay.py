@@ -113,6 +113,7 @@ def request_of(settings: dict[str, Any]) -> Request:
         embeddings=tuple(Path(embedding["file"]) for embedding in settings["embeddings"]),
         vae=vae["name"] if vae else None,
         size=None if settings["mask"] else (settings["width"], settings["height"]),
+        cfg_interval=(settings["cfg_interval"][0], settings["cfg_interval"][1]),
         seed=settings["together"][0],
         num=len(settings["together"]),
         batch_size=len(settings["together"]),

@@ -13,6 +13,7 @@ from controlkit.diffusion.repaint_walk import REPAINT_SAMPLERS, first_level, net
 from controlkit.diffusion.samplers import SAMPLERS
 from controlkit.errors import RequestError, known
 from controlkit.generation.controls import RESIZES
+from controlkit.generation.interval import WHOLE, lies_within
 from controlkit.generation.modes import BALANCED, MODES
 from controlkit.generation.prompt_chunks import MOST_TOKENS
 from controlkit.generation.prompt_syntax import Prompt
@@ -125,6 +126,7 @@ class Request:
     steps: int = 20
     eta: float = 0.0  # noise of each step, for the samplers that have it
     cfg: float = 7.5
+    cfg_interval: tuple[float, float] = WHOLE  # the share of the walked steps that is guided
     cfg_rescale: float = 0.0
     clip_skip: int = 1  # 1: the text encoder's layer that the family reads; 2: the one before
     seed: int = 0
@@ -178,6 +180,7 @@ class Request:
         problems += self._problems_of_half()
         if self.size is not None and min(self.size) < 1:
             problems.append(f"size {self.size[0]}x{self.size[1]}: expected WIDTHxHEIGHT in pixels, e.g. 512x768")
+        problems += [] if problems else self._problems_of_interval()
         if problems:
             raise RequestError("\n".join(problems))
 
@@ -208,6 +211,20 @@ class Request:
         if self.resize != "crop":
             problems.append("resize: the maps of a masked picture have its size; leave --resize out")
         return problems + (mask.problems(self.first_level) if self.steps >= 1 and 0 < self.noise_share <= 1 else [])
+
+    def _problems_of_interval(self) -> list[str]:
+        if self.cfg_interval == WHOLE:
+            return []
+        start, end = self.cfg_interval
+        named = f"cfg_interval={start:g}:{end:g}"
+        if not 0 <= start < end <= 1:
+            return [f"{named}: expected 0 <= FROM < TO <= 1"]
+        if self.cfg <= 1:
+            return [f"{named}: without guidance (cfg={self.cfg:g}) there is nothing to limit; leave one of them out"]
+        steps = self.walked_steps
+        if not any(lies_within(step, steps, self.cfg_interval) for step in range(steps)):
+            return [f"{named}: no step of {steps} lies in it; take a wider one, or more steps"]
+        return []
 
     def _problems_of_half(self) -> list[str]:
         if not self.control_half:
@@ -287,9 +304,9 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def parse_window(text: str) -> tuple[float, float]:
+def parse_shares(text: str, option: str, of: str) -> tuple[float, float]:
     """ "0.2:0.8" -> (0.2, 0.8)."""
     match = re.fullmatch(r"(\d*\.?\d+):(\d*\.?\d+)", text)
     if not match:
-        raise RequestError(f"--jump-window {text!r}: expected two shares of the noise, e.g. 0.2:0.8")
+        raise RequestError(f"--{option} {text!r}: expected two shares of the {of}, e.g. 0.2:0.8")
     return float(match[1]), float(match[2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from controlkit.generation.interval import WHOLE, guided_within
 from controlkit.generation.modes import control_modes, is_guess_mode
 from controlkit.generation.pipelines import FROM_PICTURE, FROM_TEXT, make_pipeline
 from controlkit.generation.rescale import has_own_rescale, rescaled_guidance
@@ -40,6 +41,8 @@ def seams(plan: Plan, pipeline: Any, nets: list[Any]) -> Iterator[None]:
     request = plan.request
     with ExitStack() as hooks:
         hooks.enter_context(control_modes(nets, [control.mode for control in request.controls], guided=plan.guided))
+        if request.cfg_interval != WHOLE:  # before what reads the two halves
+            hooks.enter_context(guided_within(pipeline, request.cfg_interval))
         if request.cfg_rescale and not has_own_rescale(pipeline):
             hooks.enter_context(rescaled_guidance(pipeline.unet, cfg=request.cfg, rescale=request.cfg_rescale))
         yield

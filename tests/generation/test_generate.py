@@ -65,7 +65,8 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
     assert settings == {
         "format": 1, "kind": "picture", "prompt": "ü", "negative": "n", "plain_prompt": False,
         "sampler": "ddim", "steps": 3, "cfg": 3.5,
-        "eta": 0.0, "cfg_rescale": 0.0, "clip_skip": 1, "resize": "crop", "control_half": False, "vae_tiling": False,
+        "eta": 0.0, "cfg_interval": [0.0, 1.0], "cfg_rescale": 0.0, "clip_skip": 1, "resize": "crop",
+        "control_half": False, "vae_tiling": False,
         "seed": 4, "together": [4], "width": 64, "height": 48, "annotate": False, "image": None, "mask": None,
         "compile": None, "device": "cpu", "dtype": "float32",
         "base": {
@@ -88,7 +89,7 @@ def test_a_request_has_no_setting_that_the_png_lacks():
     fields = set(Request.__dataclass_fields__) - {"num", "batch_size"}  # these are "together"
     written = {"prompt", "negative", "plain_prompt", "base", "controls", "sampler", "steps", "cfg", "seed", "annotate"}
     written |= {"vae", "loras", "embeddings", "control_half"}
-    written |= {"image", "mask", "eta", "cfg_rescale", "clip_skip", "resize"}
+    written |= {"image", "mask", "eta", "cfg_interval", "cfg_rescale", "clip_skip", "resize"}
     # Beside their controls; as width and height; beside the base; beside the image.
     assert fields - written == {"controlnets", "size", "prediction", "tokenizer", "strength"}
 
