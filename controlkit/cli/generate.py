@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 @click.option("--control-mode", "control_modes", multiple=True, metavar="MODE",
               help="balanced; prompt: the prompt comes first; control: the map comes first, also before what the "
                    "prompt leaves open. One for all controls, or one for each.  [default: balanced]")  # fmt: skip
+@click.option("--control-mask", "control_masks", multiple=True, metavar="[TYPE=]FILE",
+              help="Where the control holds: white wholly, grey in part, black not at all. One for all controls, one "
+                   "for each (none: everywhere), or TYPE=FILE for one of them.")  # fmt: skip
+@click.option("--control-layers", multiple=True, metavar="[TYPE=]WEIGHTS",
+              help="How much each residual of the ControlNet counts, the finest first: 13 numbers for SD, 10 for "
+                   "SDXL, apart by commas; or soft:0.825, the finer ones less. Given as masks are.")  # fmt: skip
 @click.option("--resize", type=click.Choice(["crop", "pad", "fit"]), default="crop", show_default=True,
               help="A map of another shape: cut at the sides, black beside it, or squeezed.")  # fmt: skip
 @click.option("--image", metavar="FILE",
@@ -104,6 +110,8 @@ def command(
     controls: tuple[str, ...],
     controlnets: tuple[str, ...],
     control_modes: tuple[str, ...],
+    control_masks: tuple[str, ...],
+    control_layers: tuple[str, ...],
     loras: tuple[str, ...],
     embeddings: tuple[str, ...],
     base: str | None,
@@ -143,6 +151,8 @@ def command(
         "control": controls or None,
         "controlnet": controlnets or None,
         "control-mode": control_modes or None,
+        "control-mask": control_masks or None,
+        "control-layers": control_layers or None,
         "lora": loras or None,
         "embedding": embeddings or None,
         "base": base,

@@ -75,7 +75,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "annotate": ("annotate", _switch),
     "control-half": ("control_half", _switch),
 }
-_OF_CONTROLS = ("control", "control-mode")
+_OF_CONTROLS = ("control", "control-mode", "control-mask", "control-layers")
 
 # Option -> (field of the mask, how its value is read).
 _OF_MASK: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -114,7 +114,7 @@ def request_of(options: Mapping[str, Any]) -> Request:
                 fields[field] = read(value)
         except TypeError as expected:
             raise RequestError(f"{name}={value!r}: expected {expected}") from None
-    controls, modes = (_texts(given.get(name, ())) for name in _OF_CONTROLS)
+    controls = parse_controls(*(_texts(given.get(name, ())) for name in _OF_CONTROLS))
     if controls and not given.get("controlnet"):
         raise RequestError(
             "no ControlNet is given; expected --controlnet FOLDER, e.g. --controlnet runs/circles/controlnet"
@@ -126,4 +126,4 @@ def request_of(options: Mapping[str, Any]) -> Request:
         )
     if of_mask:
         fields["mask"] = Mask(**of_mask)
-    return Request(controls=parse_controls(controls, modes), **fields)
+    return Request(controls=controls, **fields)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from controlkit.generation.interval import WHOLE
 from controlkit.generation.masks import read_mask
 from controlkit.generation.pipelines import need_latent_channels
 from controlkit.generation.prompt_chunks import check_length
+from controlkit.generation.residuals import layer_weights, residual_count
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
 from controlkit.models.formats.embeddings import find_embeddings, say_unused
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class StartingPicture:
-    """What img2img starts from: pixels at the size of the picture, and the hash of the file they came from."""
+class FittedPicture:
+    """Pixels at the size of the picture, and the hash of the file they came from."""
 
     pixels: NDArray[np.uint8]
     file_sha256: str
@@ -45,14 +46,17 @@ class StartingPicture:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a request asks for, found and checked. `maps`, `fitted` and `controlnets` pair by position."""
+    """What a request asks for, found and checked. `maps`, `fitted`, `regions`, `layers` and `controlnets` pair by
+    position."""
 
     request: Request
     base: Base
     controlnets: list[ControlNet]
     maps: list[Map]
     fitted: list[NDArray[np.uint8]]  # the maps at the size of the picture
-    start: StartingPicture | None
+    regions: list[FittedPicture | None]  # where each control holds
+    layers: list[list[float] | None]  # how much each residual of each control counts
+    start: FittedPicture | None  # what img2img starts from
     canvas: Canvas | None  # what is painted of a picture under a mask
     loras: Any
     embeddings: list[Embedding]
@@ -92,7 +96,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         size = choose_size(request.size, Given.of("picture", picture) if picture is not None else None, base, say)
     start = None
     if request.image and picture is not None and not canvas:
-        start = StartingPicture(fit_picture(picture, request.image.name, size, say), sha256(request.image))
+        start = FittedPicture(fit_picture(picture, request.image.name, size, say), sha256(request.image))
         if request.noise_share == 1:
             say("strength 1: every step is walked, so that hardly anything of the picture stays")
     return Plan(
@@ -103,6 +107,11 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         fitted=[
             _on_canvas(control_map, canvas) if canvas else fit_map(control_map, size, say, request.resize)
             for control_map in maps
+        ],
+        regions=[_region(request, control, size, canvas, say) for control in request.controls],
+        layers=[
+            layer_weights(control.layers, residual_count(controlnet.config)) if control.layers else None
+            for control, controlnet in zip(request.controls, controlnets, strict=True)
         ],
         start=start,
         canvas=canvas,
@@ -136,13 +145,24 @@ def _canvas(request: Request, mask: Mask, picture: NDArray[np.uint8], base: Base
     return canvas
 
 
-def _on_canvas(control_map: Map, canvas: Canvas) -> NDArray[np.uint8]:
-    """The part of a map that belongs to what is painted."""
+def _region(
+    request: Request, control: Control, size: tuple[int, int], canvas: Canvas | None, say: Callable[[str], None]
+) -> FittedPicture | None:
+    """A control's mask at the size of the picture, brought there as its map is."""
+    if control.mask is None:
+        return None
+    mask = Map(replace(control, file=control.mask), read_picture(control.mask), None, sha256(control.mask))
+    fitted = _on_canvas(mask, canvas, "--control-mask") if canvas else fit_map(mask, size, say, request.resize)
+    return FittedPicture(fitted, mask.file_sha256)
+
+
+def _on_canvas(control_map: Map, canvas: Canvas, option: str = "--control") -> NDArray[np.uint8]:
+    """The part of a map, or of a control's mask, that belongs to what is painted."""
     height, width = canvas.picture.shape[:2]
     found = control_map.pixels.shape[1], control_map.pixels.shape[0]
     if found != (width, height):
         raise RequestError(
-            f"--control {control_map.control.file} is {found[0]}x{found[1]}, the masked picture {width}x{height}; "
+            f"{option} {control_map.control.file} is {found[0]}x{found[1]}, the masked picture {width}x{height}; "
             f"expected a map of the picture's size"
         )
     return canvas.control(control_map.pixels, control_map.values)
@@ -183,6 +203,11 @@ def _find_controls(request: Request, base: Base, say: Callable[[str], None]) -> 
                 f"{type}; choose a map or a ControlNet of the other's type"
             )
         maps.append(control_map)
+        if control.mask and controlnet.config.get("global_pool_conditions"):
+            raise RequestError(
+                f"--control-mask {control.mask}: ControlNet {controlnet.name!r} makes one value of its map for the "
+                f"whole picture; leave its mask out"
+            )
     return [controlnet for controlnet, _ in paired], maps
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from controlkit.generation.plan import Plan
+    from controlkit.generation.plan import FittedPicture, Plan
+    from controlkit.generation.request import Control
 
 
 def record(
@@ -66,12 +67,15 @@ def record(
             {
                 **asdict(control_map.control),
                 "file": str(control_map.control.file),
+                "mask": _region(control_map.control, region),
                 "type": control_map.type,
                 "sha256": control_map.file_sha256,
                 "pixels_sha256": picture_sha256(fitted),
                 "controlnet": {"name": controlnet.name, "sha256": weights_sha256(controlnet.folder)},
             }
-            for control_map, fitted, controlnet in zip(plan.maps, plan.fitted, plan.controlnets, strict=True)
+            for control_map, fitted, region, controlnet in zip(
+                plan.maps, plan.fitted, plan.regions, plan.controlnets, strict=True
+            )
         ],
         "annotate": request.annotate,
         "control_half": request.control_half,
@@ -92,6 +96,16 @@ def record(
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "versions": library_versions(),
+    }
+
+
+def _region(control: Control, region: FittedPicture | None) -> dict[str, str] | None:
+    if region is None:
+        return None
+    return {
+        "file": str(control.mask),
+        "sha256": region.file_sha256,
+        "pixels_sha256": picture_sha256(region.pixels),
     }
 
 

@@ -60,6 +60,10 @@ class Replay:
         """Refuse maps and pictures that come out otherwise than they did, from the same files."""
         made = [(str(control.control.file), fitted) for control, fitted in zip(plan.maps, plan.fitted, strict=True)]
         wanted = [control["pixels_sha256"] for control in self.settings["controls"]]
+        for control, region in zip(self.settings["controls"], plan.regions, strict=True):
+            if region:
+                made.append((control["mask"]["file"], region.pixels))
+                wanted.append(control["mask"]["pixels_sha256"])
         picture = plan.start.pixels if plan.start else plan.canvas.picture if plan.canvas else None
         if picture is not None:
             made.append((str(plan.request.image), picture))
@@ -95,7 +99,8 @@ def request_of(settings: dict[str, Any]) -> Request:
             Control(
                 file=Path(control["file"]),
                 type=control["type"],
-                **{name: control[name] for name in ("weight", "start", "end", "mode")},
+                mask=Path(control["mask"]["file"]) if control["mask"] else None,
+                **{name: control[name] for name in ("weight", "start", "end", "mode", "layers")},
             )
             for control in settings["controls"]
         ),
@@ -155,6 +160,8 @@ def _files(settings: dict[str, Any]) -> list[tuple[str, str, Callable[[], str], 
         net = control["controlnet"]
         found.append(("--control", control["file"], of_file(control["file"]), control["sha256"]))
         found.append(("--controlnet", net["name"], of_net(net["name"]), net["sha256"]))
+        if region := control["mask"]:
+            found.append(("--control-mask", region["file"], of_file(region["file"]), region["sha256"]))
     if image := settings["image"]:
         found.append(("--image", image["file"], of_file(image["file"]), image["sha256"]))
     if mask := settings["mask"]:

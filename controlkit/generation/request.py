@@ -17,10 +17,14 @@ from controlkit.generation.interval import WHOLE, lies_within
 from controlkit.generation.modes import BALANCED, MODES
 from controlkit.generation.prompt_chunks import MOST_TOKENS
 from controlkit.generation.prompt_syntax import Prompt
+from controlkit.generation.residuals import check_layers
 from controlkit.models.bases import DEFAULT_BASE
 from controlkit.models.formats.lora import Lora
 
 DEFAULT_STRENGTH = 0.6
+
+NONE = "none"
+"""Of a control's mask or layers, where others have one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +40,20 @@ class Control:
     start: float = 0.0
     end: float = 1.0
     mode: str = BALANCED
+    mask: Path | None = None  # where in the picture it holds: white wholly, black not
+    layers: str | None = None  # how much each residual counts, as `residuals.layer_weights` reads it
 
     def __post_init__(self) -> None:
+        if self.layers is not None:
+            check_layers(self.layers)
         if self.mode not in MODES:
             raise RequestError(f"unknown control mode {self.mode!r}: {known(self.mode, MODES)}")
 
     @staticmethod
-    def parse(text: str, mode: str = BALANCED) -> Control:
+    def parse(text: str, **others: Any) -> Control:
         """`[TYPE=]FILE[@WEIGHT[:START[:END]]]`; `TYPE=` counts only for a registered type, `@…` only if all behind it
         are numbers, so that any file can be named."""
-        file, type = text, None
-        head, equals, tail = text.partition("=")
-        if equals and head in ANNOTATORS:
-            type, file = head, tail
+        type, file = split_type(text)
         numbers: list[float] = []
         stem, at, behind = file.rpartition("@")
         if at and re.fullmatch(r"-?\d*\.?\d+(:\d*\.?\d+){0,2}", behind):
@@ -56,7 +61,7 @@ class Control:
         weight, start, end = numbers + [1.0, 0.0, 1.0][len(numbers) :]
         if not 0 <= start < end <= 1:
             raise RequestError(f"--control {text}: from {start:g} to {end:g}: expected 0 <= START < END <= 1")
-        return Control(file=Path(file), type=type, weight=weight, start=start, end=end, mode=mode)
+        return Control(file=Path(file), type=type, weight=weight, start=start, end=end, **others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +74,8 @@ class Net:
     @staticmethod
     def parse(text: str) -> Net:
         """`[TYPE=]NET`."""
-        head, equals, tail = text.partition("=")
-        return Net(name=tail, type=head) if equals and head in ANNOTATORS else Net(name=text)
+        type, name = split_type(text)
+        return Net(name=name, type=type)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,16 +289,51 @@ class Request:
         return int(self.steps * self.noise_share)
 
 
-def parse_controls(texts: tuple[str, ...], modes: tuple[str, ...]) -> tuple[Control, ...]:
-    """Controls and their modes: none for balanced, one for all, or one for each in their order."""
-    if modes and not texts:
-        raise RequestError(f"control mode {modes[0]!r} without a control; give it with --control FILE")
-    if len(modes) not in (0, 1, len(texts)):
-        raise RequestError(
-            f"{len(modes)} control modes for {len(texts)} controls; expected one for all, or one for each"
+def parse_controls(
+    texts: tuple[str, ...],
+    modes: tuple[str, ...] = (),
+    masks: tuple[str, ...] = (),
+    layers: tuple[str, ...] = (),
+) -> tuple[Control, ...]:
+    """Controls, and what is said of each beside them."""
+    types = [split_type(text)[0] for text in texts]
+    said = zip(
+        _for_each("control mode", modes, types),
+        _for_each("control mask", masks, types),
+        _for_each("control layers", layers, types),
+        strict=True,
+    )
+    return tuple(
+        Control.parse(
+            text,
+            mode=mode or BALANCED,
+            mask=Path(mask) if mask not in (None, NONE) else None,
+            layers=None if weights == NONE else weights,
         )
-    each = (modes or (BALANCED,)) * len(texts) if len(modes) < 2 else modes
-    return tuple(Control.parse(text, mode) for text, mode in zip(texts, each, strict=True))
+        for text, (mode, mask, weights) in zip(texts, said, strict=True)
+    )
+
+
+def _for_each(what: str, values: tuple[str, ...], types: list[str | None]) -> list[str | None]:
+    """One for all controls, one for each in their order, or `TYPE=…` for those that were said to be of that type."""
+    if values and not types:
+        raise RequestError(f"{what} {values[0]!r} without a control; give it with --control FILE")
+    typed = dict(split_type(value) for value in values)
+    if None not in typed and values:
+        if strange := [type for type in typed if type not in types]:
+            raise RequestError(f"{what} {strange[0]}=…: no control has that type; say --control {strange[0]}=FILE")
+        return [typed.get(type) for type in types]
+    if len(values) not in (0, 1, len(types)):
+        raise RequestError(
+            f"{len(values)} {what.removesuffix('s')}s for {len(types)} controls; expected one for all, or one for each"
+        )
+    return [*(values or (None,))] * len(types) if len(values) < 2 else [*values]
+
+
+def split_type(text: str) -> tuple[str | None, str]:
+    """`TYPE=…` -> (TYPE, …); anything before a `=` that is no registered type belongs to what is named."""
+    head, equals, tail = text.partition("=")
+    return (head, tail) if equals and head in ANNOTATORS else (None, text)
 
 
 def parse_size(text: str) -> tuple[int, int]:

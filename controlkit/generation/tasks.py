@@ -9,6 +9,7 @@ from controlkit.generation.interval import WHOLE, guided_within
 from controlkit.generation.modes import control_modes, is_guess_mode
 from controlkit.generation.pipelines import FROM_PICTURE, FROM_TEXT, make_pipeline
 from controlkit.generation.rescale import has_own_rescale, rescaled_guidance
+from controlkit.generation.residuals import weighed_residuals
 from controlkit.generation.silent import control_conditional_half, silenced
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def seams(plan: Plan, pipeline: Any, nets: list[Any]) -> Iterator[None]:
     request = plan.request
     with ExitStack() as hooks:
         hooks.enter_context(control_modes(nets, [control.mode for control in request.controls], guided=plan.guided))
+        regions = [region.pixels if region else None for region in plan.regions]
+        hooks.enter_context(weighed_residuals(nets, plan.layers, regions))
         if request.cfg_interval != WHOLE:  # before what reads the two halves
             hooks.enter_context(guided_within(pipeline, request.cfg_interval))
         if request.cfg_rescale and not has_own_rescale(pipeline):

@@ -76,6 +76,7 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
         "vae": None, "loras": [], "embeddings": [],
         "controls": [{
             "file": str(edge), "type": "canny", "weight": 0.9, "start": 0.1, "end": 0.8, "mode": "balanced",
+            "mask": None, "layers": None,
             "sha256": hashlib.sha256(edge.read_bytes()).hexdigest(),
             "controlnet": {"name": str(net), "sha256": weights_sha256(net)},
         }],
