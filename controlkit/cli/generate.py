@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 @click.option("--tokenizer", metavar="FOLDER_OR_ID", help="For a base in a file.  [default: one that lies near]")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[@WEIGHT]",
               help="A LoRA, LoCon, LoHa or LoKr of any tool; more than one add up.")  # fmt: skip
+@click.option("--hypernetwork", "hypernetworks", multiple=True, metavar="FILE[@WEIGHT]",
+              help="A hypernetwork of webuis; more than one follow one another.")  # fmt: skip
 @click.option("--embedding", "embeddings", multiple=True, metavar="FILE",
               help="A textual inversion, called in the prompt by the file's name.")  # fmt: skip
 @click.option("--vae", metavar="FILE_OR_FOLDER", help="A VAE in the place of the base's.")
@@ -113,6 +115,7 @@ def command(
     control_masks: tuple[str, ...],
     control_layers: tuple[str, ...],
     loras: tuple[str, ...],
+    hypernetworks: tuple[str, ...],
     embeddings: tuple[str, ...],
     base: str | None,
     seed: int | None,
@@ -154,6 +157,7 @@ def command(
         "control-mask": control_masks or None,
         "control-layers": control_layers or None,
         "lora": loras or None,
+        "hypernetwork": hypernetworks or None,
         "embedding": embeddings or None,
         "base": base,
         "seed": seed,

@@ -18,6 +18,7 @@ from controlkit.generation.prompts import prompt_arguments
 from controlkit.generation.record import made_maps, record
 from controlkit.generation.tasks import pipeline_and_arguments, seams
 from controlkit.models.formats.embeddings import add_embeddings
+from controlkit.models.formats.hypernetworks import add_hypernetworks
 from controlkit.models.formats.lora import apply_loras
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Models:
-    """The loaded networks of a plan, LoRAs and embeddings added."""
+    """The loaded networks of a plan, LoRAs, hypernetworks and embeddings added."""
 
     parts: dict[str, Any]
     nets: list[Any]
@@ -74,6 +75,7 @@ def load_models(plan: Plan, *, device: torch.device | str, dtype: torch.dtype) -
     nets = [net.load(torch_dtype=dtype).to(device).eval() for net in plan.controlnets]
     parts = load_parts(plan.base, dtype=dtype, device=device, vae=plan.vae)
     apply_loras(parts, plan.loras)
+    add_hypernetworks(parts["unet"], plan.hypernetworks)
     add_embeddings(parts, plan.embeddings)
     return Models(parts, nets)
 

@@ -44,11 +44,15 @@ _MODES = {
 
 def infotext(settings: dict[str, Any]) -> str:
     """The text for the settings of `record`, a seed among them."""
-    loras = "".join(f" <lora:{Path(lora['file']).stem}:{lora['weight']:g}>" for lora in settings["loras"])
+    files = "".join(
+        f" <{kind}:{Path(each['file']).stem}:{each['weight']:g}>"
+        for kind, name in (("lora", "loras"), ("hypernet", "hypernetworks"))
+        for each in settings[name]
+    )
     prompt, negative = (
         escaped(settings[name]) if settings["plain_prompt"] else settings[name] for name in ("prompt", "negative")
     )
-    lines = [f"{prompt}{loras}"]
+    lines = [f"{prompt}{files}"]
     if negative:
         lines.append(f"Negative prompt: {negative}")
     return "\n".join([*lines, _joined(_fields(settings))])

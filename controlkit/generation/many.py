@@ -105,7 +105,7 @@ def models_of(request: Request) -> Any:
     """What decides the loaded models and their order: requests that agree in it share them."""
     types = tuple(control.type for control in request.controls)  # nets may pair by type
     texts = (request.base, request.prediction, request.tokenizer, request.vae)
-    return texts, request.loras, request.embeddings, request.controlnets, types
+    return texts, request.loras, request.hypernetworks, request.embeddings, request.controlnets, types
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from controlkit.diffusion.samplers import ETA_SAMPLERS
 from controlkit.errors import RequestError, known
 from controlkit.generation.request import Mask, Net, Request, parse_controls, parse_shares, parse_size
+from controlkit.models.formats.hypernetworks import Hypernetwork
 from controlkit.models.formats.lora import Lora
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "prediction": ("prediction", _text),
     "tokenizer": ("tokenizer", _text),
     "lora": ("loras", lambda value: tuple(Lora.parse(text) for text in _texts(value))),
+    "hypernetwork": ("hypernetworks", lambda value: tuple(Hypernetwork.parse(text) for text in _texts(value))),
     "embedding": ("embeddings", lambda value: tuple(Path(text) for text in _texts(value))),
     "vae": ("vae", _text),
     "sampler": ("sampler", _text),

@@ -21,6 +21,7 @@ from controlkit.generation.residuals import layer_weights, residual_count
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
 from controlkit.models.formats.embeddings import find_embeddings, say_unused
+from controlkit.models.formats.hypernetworks import find_hypernetworks
 from controlkit.models.formats.lora import plan_loras
 from controlkit.models.formats.vae_file import find_vae
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from controlkit.models.bases import Base
     from controlkit.models.controlnets import ControlNet
     from controlkit.models.formats.embeddings import Embedding
+    from controlkit.models.formats.hypernetworks import Found
     from controlkit.models.formats.vae_file import Vae
 
 
@@ -59,6 +61,7 @@ class Plan:
     start: FittedPicture | None  # what img2img starts from
     canvas: Canvas | None  # what is painted of a picture under a mask
     loras: Any
+    hypernetworks: list[Found]
     embeddings: list[Embedding]
     vae: Vae | None
     scheduler: Any
@@ -80,6 +83,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
     picture = read_picture(request.image) if request.image else None
     canvas = _canvas(request, request.mask, picture, base, say) if request.mask and picture is not None else None
     loras = plan_loras(base, request.loras, say)
+    hypernetworks = find_hypernetworks(base, request.hypernetworks)
     embeddings = find_embeddings(base, request.embeddings)
     prompt, negative = request.prompts
     say_unused(embeddings, (prompt.text, negative.text), say)
@@ -116,6 +120,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         start=start,
         canvas=canvas,
         loras=loras,
+        hypernetworks=hypernetworks,
         embeddings=embeddings,
         vae=vae,
         scheduler=scheduler,

@@ -52,9 +52,8 @@ class Prompt:
     def parse(text: str) -> Prompt:
         """As webuis read it; what they do between steps is refused."""
         if named := _FILE.search(text):
-            raise RequestError(
-                f"{named[0]} in a prompt loads nothing; name the file by its option, e.g. --lora FILE@0.8"
-            )
+            option = "--hypernetwork" if named[1] == "hypernet" else "--lora"
+            raise RequestError(f"{named[0]} in a prompt loads nothing; name the file: {option} FILE@0.8")
         parts: list[list[Piece]] = [[]]
         for piece in _weighed(text):
             if piece is None:

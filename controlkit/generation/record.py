@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from controlkit.generation.plan import FittedPicture, Plan
     from controlkit.generation.request import Control
+    from controlkit.models.formats.hypernetworks import Hypernetwork
+    from controlkit.models.formats.lora import Lora
 
 
 def record(
@@ -57,10 +59,8 @@ def record(
             "prediction": plan.base.prediction_type,
             "tokenizer": request.tokenizer,
         },
-        "loras": [
-            {"file": str(lora.file), "weight": lora.weight, "sha256": weights_sha256(lora.file.expanduser())}
-            for lora in request.loras
-        ],
+        "loras": [_weighted_file(lora) for lora in request.loras],
+        "hypernetworks": [_weighted_file(hypernetwork) for hypernetwork in request.hypernetworks],
         "embeddings": [{"file": str(file), "sha256": weights_sha256(file.expanduser())} for file in request.embeddings],
         "vae": {"name": request.vae, "sha256": weights_sha256(plan.vae.path)} if plan.vae else None,
         "controls": [
@@ -97,6 +97,10 @@ def record(
         "dtype": str(dtype).removeprefix("torch."),
         "versions": library_versions(),
     }
+
+
+def _weighted_file(named: Lora | Hypernetwork) -> dict[str, Any]:
+    return {"file": str(named.file), "weight": named.weight, "sha256": weights_sha256(named.file.expanduser())}
 
 
 def _region(control: Control, region: FittedPicture | None) -> dict[str, str] | None:

@@ -14,6 +14,7 @@ from controlkit.generation.request import Control, Mask, Net, Request
 from controlkit.generation.settings import library_versions, read_settings, weights_sha256
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
+from controlkit.models.formats.hypernetworks import Hypernetwork
 from controlkit.models.formats.lora import Lora
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def request_of(settings: dict[str, Any]) -> Request:
         prediction=settings["base"]["prediction"],
         tokenizer=settings["base"]["tokenizer"],
         loras=tuple(Lora(Path(lora["file"]), lora["weight"]) for lora in settings["loras"]),
+        hypernetworks=tuple(Hypernetwork(Path(each["file"]), each["weight"]) for each in settings["hypernetworks"]),
         embeddings=tuple(Path(embedding["file"]) for embedding in settings["embeddings"]),
         vae=vae["name"] if vae else None,
         size=None if settings["mask"] else (settings["width"], settings["height"]),
@@ -166,7 +168,7 @@ def _files(settings: dict[str, Any]) -> list[tuple[str, str, Callable[[], str], 
         found.append(("--image", image["file"], of_file(image["file"]), image["sha256"]))
     if mask := settings["mask"]:
         found.append(("--mask", mask["file"], of_file(mask["file"]), mask["sha256"]))
-    for option, key in (("--lora", "loras"), ("--embedding", "embeddings")):
+    for option, key in (("--lora", "loras"), ("--hypernetwork", "hypernetworks"), ("--embedding", "embeddings")):
         found += [(option, each["file"], of_weights(each["file"]), each["sha256"]) for each in settings[key]]
     if vae := settings["vae"]:
         found.append(("--vae", vae["name"], of_weights(vae["name"]), vae["sha256"]))

@@ -19,6 +19,7 @@ from controlkit.generation.prompt_chunks import MOST_TOKENS
 from controlkit.generation.prompt_syntax import Prompt
 from controlkit.generation.residuals import check_layers
 from controlkit.models.bases import DEFAULT_BASE
+from controlkit.models.formats.hypernetworks import Hypernetwork
 from controlkit.models.formats.lora import Lora
 
 DEFAULT_STRENGTH = 0.6
@@ -125,6 +126,7 @@ class Request:
     prediction: str | None = None  # what the base predicts, where neither it nor its family tells; None: they do
     tokenizer: str | None = None  # for a base in a single file; None: one that lies near
     loras: tuple[Lora, ...] = ()
+    hypernetworks: tuple[Hypernetwork, ...] = ()
     embeddings: tuple[Path, ...] = ()  # textual inversions; prompts call them by the file's name
     vae: str | None = None  # a file or folder; None: the base's own
     sampler: str = "dpmpp_2m_karras"

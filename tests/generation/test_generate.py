@@ -73,7 +73,7 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
             "name": "random-sd15", "sha256": weights_sha256(find_base("random-sd15").folder),
             "prediction": "epsilon", "tokenizer": None,
         },
-        "vae": None, "loras": [], "embeddings": [],
+        "vae": None, "loras": [], "hypernetworks": [], "embeddings": [],
         "controls": [{
             "file": str(edge), "type": "canny", "weight": 0.9, "start": 0.1, "end": 0.8, "mode": "balanced",
             "mask": None, "layers": None,
@@ -89,7 +89,7 @@ def test_a_request_has_no_setting_that_the_png_lacks():
     """A new field of a request must be written down with the picture."""
     fields = set(Request.__dataclass_fields__) - {"num", "batch_size"}  # these are "together"
     written = {"prompt", "negative", "plain_prompt", "base", "controls", "sampler", "steps", "cfg", "seed", "annotate"}
-    written |= {"vae", "loras", "embeddings", "control_half"}
+    written |= {"vae", "loras", "hypernetworks", "embeddings", "control_half"}
     written |= {"image", "mask", "eta", "cfg_interval", "cfg_rescale", "clip_skip", "resize"}
     # Beside their controls; as width and height; beside the base; beside the image.
     assert fields - written == {"controlnets", "size", "prediction", "tokenizer", "strength"}

@@ -262,7 +262,7 @@ def test_a_plain_prompt_is_text_and_replayed_as_such(tmp_path):
         ("word " * 10_000, f"prompt: 10000 words; expected at most {MOST_TOKENS} tokens, shorten it"),
         ("x" * (MOST_TOKENS + 1), f"prompt: {MOST_TOKENS + 1} tokens; expected at most {MOST_TOKENS}, shorten it"),
         ("a [red|blue] ball", "a prompt that changes between the steps, [a|b] or [a:b:0.5], is not read here"),
-        ("a ball <lora:thing:0.8>", "<lora:thing:0.8> in a prompt loads nothing; name the file by its option"),
+        ("a ball <lora:thing:0.8>", "<lora:thing:0.8> in a prompt loads nothing; name the file: --lora FILE@0.8"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(prompt, words, tmp_path, capsys):
