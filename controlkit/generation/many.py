@@ -108,7 +108,7 @@ def models_of(request: Request) -> Any:
     if not request.controlnets:  # and are then chosen by what the maps say of themselves
         types = tuple(type_of(control) for control in request.controls)
     texts = (request.base, request.prediction, request.tokenizer, request.vae)
-    return texts, request.loras, request.embeddings, request.controlnets, types
+    return texts, request.loras, request.hypernetworks, request.embeddings, request.controlnets, types
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

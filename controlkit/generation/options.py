@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from controlkit.diffusion.samplers import ETA_SAMPLERS
 from controlkit.errors import RequestError, known
-from controlkit.generation.request import Mask, Net, Request, parse_controls, parse_size, parse_window
+from controlkit.generation.request import Mask, Net, Request, parse_controls, parse_shares, parse_size
+from controlkit.models.formats.hypernetworks import Hypernetwork
 from controlkit.models.formats.lora import Lora
 
 if TYPE_CHECKING:
@@ -53,16 +54,19 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "strength": ("strength", _number),
     "prompt": ("prompt", _text),
     "negative": ("negative", _text),
+    "plain-prompt": ("plain_prompt", _switch),
     "base": ("base", _text),
     "prediction": ("prediction", _text),
     "tokenizer": ("tokenizer", _text),
     "lora": ("loras", lambda value: tuple(Lora.parse(text) for text in _texts(value))),
+    "hypernetwork": ("hypernetworks", lambda value: tuple(Hypernetwork.parse(text) for text in _texts(value))),
     "embedding": ("embeddings", lambda value: tuple(Path(text) for text in _texts(value))),
     "vae": ("vae", _text),
     "sampler": ("sampler", _text),
     "eta": ("eta", _number),
     "steps": ("steps", _whole),
     "cfg": ("cfg", _number),
+    "cfg-interval": ("cfg_interval", lambda value: parse_shares(_text(value), "cfg-interval", "steps")),
     "cfg-rescale": ("cfg_rescale", _number),
     "clip-skip": ("clip_skip", _whole),
     "seed": ("seed", _whole),
@@ -73,7 +77,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "annotate": ("annotate", _switch),
     "control-half": ("control_half", _switch),
 }
-_OF_CONTROLS = ("control", "control-mode")
+_OF_CONTROLS = ("control", "control-mode", "control-mask", "control-layers")
 
 # Option -> (field of the mask, how its value is read).
 _OF_MASK: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -84,7 +88,7 @@ _OF_MASK: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "only-masked": ("only_masked", _whole),
     "jump-length": ("jump", _whole),
     "jump-samples": ("samples", _whole),
-    "jump-window": ("window", lambda value: parse_window(_text(value))),
+    "jump-window": ("window", lambda value: parse_shares(_text(value), "jump-window", "noise")),
 }
 OPTIONS = (*_OF_CONTROLS, *_OF_MASK, *_FIELDS)
 
@@ -112,7 +116,7 @@ def request_of(options: Mapping[str, Any]) -> Request:
                 fields[field] = read(value)
         except TypeError as expected:
             raise RequestError(f"{name}={value!r}: expected {expected}") from None
-    controls, modes = (_texts(given.get(name, ())) for name in _OF_CONTROLS)
+    controls = parse_controls(*(_texts(given.get(name, ())) for name in _OF_CONTROLS))
     if controls and not given.get("controlnet"):
         raise RequestError(
             "no ControlNet is given; expected --controlnet FOLDER, e.g. --controlnet runs/circles/controlnet"
@@ -124,4 +128,4 @@ def request_of(options: Mapping[str, Any]) -> Request:
         )
     if of_mask:
         fields["mask"] = Mask(**of_mask)
-    return Request(controls=parse_controls(controls, modes), **fields)
+    return Request(controls=controls, **fields)

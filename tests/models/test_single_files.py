@@ -426,11 +426,6 @@ def test_every_kind_is_told_whatever_its_extension(kind, tensors, tmp_path):
             find_base(str(tmp_path / "x.ckpt"))
 
 
-def test_a_hypernetwork_is_told(tmp_path):
-    torch.save({768: [{"linear.0.weight": torch.ones(4, 4)}], "layer_structure": [1, 2, 1]}, tmp_path / "x.pt")
-    assert kind_of(read_tensors(tmp_path / "x.pt")) == "hypernetwork"
-
-
 def test_inspect_says_what_a_file_is(files, tmp_path, capsys):
     path = files["random-sdxl"]
     assert main(["inspect", str(path), "--json"]) == 0

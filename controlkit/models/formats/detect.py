@@ -17,6 +17,7 @@ VAE = "VAE"
 DIFFUSERS_VAE = "VAE, diffusers' names"
 LORA = "LoRA"
 EMBEDDING = "textual inversion"
+HYPERNETWORK = "hypernetwork"
 UNKNOWN = "unknown"
 
 UNET_PREFIX = "model.diffusion_model."
@@ -28,6 +29,7 @@ _LORA_ANYWHERE = re.compile(
 )
 _LORA_START = re.compile(r"lora_unet_|lora_te\d?_|lycoris_")
 _LORA_END = (".diff", ".on_input", ".w_norm")
+_HYPERNETWORK = re.compile(r"\d+\.[01]\.linear[.12]")
 _REFUSED_PARTS = {
     "motion_modules": "AnimateDiff",
     "temporal_res_block": "Stable Video Diffusion",
@@ -52,8 +54,8 @@ def kind_of(file: TensorFile) -> str:
         return "ControlNet-LLLite"
     if _is_embedding(file):
         return EMBEDDING
-    if "layer_structure.0" in file.facts or "activation_func" in file.facts:
-        return "hypernetwork"
+    if some(_HYPERNETWORK.match):
+        return HYPERNETWORK
     if some(lambda name: _LORA_START.match(name) or _LORA_ANYWHERE.search(name) or name.endswith(_LORA_END)):
         return LORA
     if some(lambda name: name.startswith("image_proj.")) and some(lambda name: name.startswith("ip_adapter.")):

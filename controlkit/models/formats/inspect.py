@@ -12,6 +12,7 @@ from controlkit.models.bases import family
 from controlkit.models.formats import detect
 from controlkit.models.formats.configs import CONFIGS, stated_configs
 from controlkit.models.formats.contents import base_contents
+from controlkit.models.formats.hypernetworks import family_of
 from controlkit.models.formats.reading import TensorFile, read_tensors
 from controlkit.models.formats.single_file import open_controlnet
 
@@ -101,4 +102,6 @@ def _of_kind(file: TensorFile, kind: str) -> dict[str, Any]:
     if kind == detect.EMBEDDING:
         widths = {shape[-1] for shape in file.shapes.values() if shape}
         return {"family": "SDXL" if 1280 in widths else next((_FAMILIES[w] for w in widths if w in _FAMILIES), None)}
+    if kind == detect.HYPERNETWORK:
+        return {"family": family_of([int(name.partition(".")[0]) for name in file])}
     return {"family": None}

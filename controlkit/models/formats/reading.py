@@ -8,14 +8,15 @@ The older pickle has neither, so it is read whole.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from controlkit.errors import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import torch
 
@@ -69,6 +70,14 @@ def read_tensors(path: Path) -> TensorFile:
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return _Pickled(path, "torch zip" if start[:1] == b"P" else "torch pickle")
     _refuse(path, start)
+
+
+def weighted_file(text: str) -> tuple[Path, float]:
+    """`FILE[@WEIGHT]`, 1 unless said; `@…` counts only if all behind it is a number."""
+    path, at, behind = text.rpartition("@")
+    if at and re.fullmatch(r"-?\d*\.?\d+", behind):
+        return Path(path), float(behind)
+    return Path(text), 1.0
 
 
 def _refuse(path: Path, start: bytes) -> NoReturn:

@@ -46,7 +46,7 @@ _SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_
 class FileBase(Base):
     """A base in a single file; `folder` is the file."""
 
-    contents: Contents = field(kw_only=True)
+    contents: Contents = field(kw_only=True, compare=False)  # follows from the file
     tokenizer: Path = field(kw_only=True)
 
     @cached_property
