@@ -29,6 +29,7 @@ COMMANDS = {
     "convert": "convert",
     "base": "base",
     "toybox": "toybox",
+    "demo": "demo",
     "doctor": "doctor",
 }
 

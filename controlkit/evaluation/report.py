@@ -5,15 +5,14 @@ The page shows the worst pictures first: the best ones look well under any Contr
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controlkit.evaluation.scores import Score, difference
+from controlkit.evaluation.page import data_uri, html_page, interval, verdict
+from controlkit.evaluation.scores import difference
 from controlkit.files import atomic_write_text
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 SHOWN = 48
 """Rows of pictures on the page: from the worst to the best, evenly."""
 
-_WIDEST = 256  # pixels of a picture on the page
 _BINS = 24
 
 _MEANING = {
@@ -70,12 +68,8 @@ def render(answer: Answer, pictures: Callable[[Case], list[Picture]]) -> str:
     )
     heads = "".join(f"<th>{name}</th>" for name in _COLUMNS)
     sheet = "\n".join(_row(case, pictures(case)) for case in shown)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{_STYLE}</style></head><body><main>
-<h1>{title}</h1>
-{_verdict(answer)}
+    body = f"""<h1>{title}</h1>
+{verdict(answer.obedience)}
 <p class="facts">{html.escape(settings)}<br>{html.escape(reading)}</p>
 <h2>Scores</h2>
 {_table(answer)}
@@ -87,9 +81,8 @@ read from the picture is cyan, and white where they meet.</p>
 <div class="scroll"><table class="sheet"><thead><tr><th>score</th>{heads}</tr></thead>
 <tbody>
 {sheet}
-</tbody></table></div>
-</main></body></html>
-"""
+</tbody></table></div>"""
+    return html_page(title, body)
 
 
 def worst_first(answer: Answer) -> list[Case]:
@@ -124,20 +117,10 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return {"metric": one["metric"], "difference": found, "better": (0 if first_is_better else 1) if sure else None}
 
 
-def _verdict(answer: Answer) -> str:
-    if answer.obedience is None:
-        return ""
-    share = answer.obedience
-    return (
-        f'<p class="verdict"><b>{share.mean:.0%}</b> of the way from no control to the best that this base could paint '
-        f'<span class="interval">({_interval(share, percent=True)})</span></p>'
-    )
-
-
 def _table(answer: Answer) -> str:
     rows = "".join(
         f"<tr><th>{name}<small>{_MEANING[name]}</small></th>"
-        f"<td class='number'>{score.mean:.4f}</td><td class='number'>{_interval(score)}</td>"
+        f"<td class='number'>{score.mean:.4f}</td><td class='number'>{interval(score)}</td>"
         f"<td class='number'>{score.n}</td></tr>"
         for name, score in answer.scores.items()
     )
@@ -173,7 +156,7 @@ def _row(case: Case, pictures: list[Picture]) -> str:
     wanted, painted, found, silent, real = pictures
     pictures = [wanted, painted, found, overlay(wanted, found), silent, real]
     cells = "".join(
-        f'<td><img alt="{name}" src="{_data_uri(picture)}"></td>'
+        f'<td><img alt="{name}" src="{data_uri(picture)}"></td>'
         for name, picture in zip(_COLUMNS, pictures, strict=True)
     )
     prompt = html.escape(case.prompt)
@@ -181,47 +164,3 @@ def _row(case: Case, pictures: list[Picture]) -> str:
         f"<tr><th>{case.scores['control']:.3f}<small>row {case.number}</small></th>{cells}</tr>"
         f'<tr class="prompt"><td></td><td colspan="{len(_COLUMNS)}">{prompt}</td></tr>'
     )
-
-
-def _data_uri(picture: Picture) -> str:
-    from PIL import Image
-
-    image = Image.fromarray(picture)
-    image.thumbnail((_WIDEST, _WIDEST))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _interval(score: Score, *, percent: bool = False) -> str:
-    if score.low is None or score.high is None:
-        return ""
-    return f"{score.low:.0%} to {score.high:.0%}" if percent else f"{score.low:.4f} to {score.high:.4f}"
-
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #22262e; --faint: #6a7079; --line: #dfe3e8; --page: #fff; --control: #1f63b5;
-        --silent: #b9bec6; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8ec; --faint: #9aa1ab; --line: #363b44; --page: #16181c; --control: #6ea8f0; --silent: #5a616c; } }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.verdict { font-size: 1.15rem; } .verdict b { font-size: 2rem; }
-.facts, .interval, small, .prompt td { color: var(--faint); }
-th small { display: block; font-weight: 400; }
-.facts { font-size: .9rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: middle; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.sheet td, .sheet th { border: 0; padding: .2rem; }
-.sheet thead th { font-weight: 500; color: var(--faint); font-size: .85rem; }
-.sheet img { width: 8.5rem; min-width: 6rem; display: block; image-rendering: pixelated; background: #888; }
-.prompt td { font-size: .85rem; padding-bottom: .9rem; }
-svg { width: 100%; max-width: 45rem; display: block; } svg text { fill: var(--faint); font-size: 12px; }
-rect.control, i.control { fill: var(--control); background: var(--control); opacity: .8; }
-rect.silent, i.silent { fill: var(--silent); background: var(--silent); }
-.legend i { display: inline-block; width: .8rem; height: .8rem; margin: 0 .2rem 0 .8rem; }
-"""
