@@ -53,8 +53,8 @@ def command(
 ) -> int:
     """Paint the rows of a dataset under their maps, annotate the pictures again, and compare.
 
-    OUT gets scores.json and index.html, which shows the worst pictures first. Begun again, it paints only what is
-    missing; under `accelerate launch -m controlkit evaluate …` the processes share the rows.
+    OUT gets scores.json, report.json and index.html, which shows the worst pictures first. Begun again, it
+    paints only what is missing; under `accelerate launch -m controlkit evaluate …` the processes share the rows.
     """
     from controlkit.errors import RequestError
 
@@ -99,13 +99,16 @@ def command(
         page = write_report(answer, seen, out)
         better = "lower" if answer.lower_is_better else "higher"
         lines = [f"{answer.metric} over {len(answer.cases)} rows, {better} is better"]
-        for row, score in answer.scores.items():
-            lines.append(f"{row:<10}{score.mean:>8.4f} ({score.low:.4f}-{score.high:.4f})")
+        for row, score in answer.leading.items():
+            lines.append(f"{row:<11}{score.mean:>8.4f} ({score.low:.4f}-{score.high:.4f})")
         if answer.obedience:
             share = answer.obedience
             lines.append(
-                f"obedience {share.mean:>8.0%} ({share.low:.0%}-{share.high:.0%}), of the way from silent to vae"
+                f"obedience  {share.mean:>8.0%} ({share.low:.0%}-{share.high:.0%}), of the way from no_control to vae"
             )
+        for metric, scores in answer.scores.items():
+            if metric != answer.metric and "control" in scores:
+                lines.append(f"{metric} {scores['control'].mean:.4f} under control")
         output.answer("\n".join([*lines, f"look at {page}"]), answer.to_json())
     processes.leave()
     return 0
@@ -115,15 +118,15 @@ def _compare(one: Path, other: Path, output: Output) -> int:
     from dataclasses import asdict
 
     from controlkit.errors import RequestError
-    from controlkit.evaluation.report import compare
+    from controlkit.evaluation.report import REPORT, compare
 
     reports = []
     for folder in (one, other):
-        file = folder / "scores.json" if folder.is_dir() else folder
+        file = folder / REPORT if folder.is_dir() else folder
         try:
             reports.append(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError) as reason:
-            raise RequestError(f"--compare {folder}: no scores.json that can be read ({reason})") from None
+            raise RequestError(f"--compare {folder}: no report.json that can be read ({reason})") from None
     try:
         found = compare(*reports)
     except (ValueError, KeyError) as reason:

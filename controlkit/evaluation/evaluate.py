@@ -2,12 +2,12 @@
 
 Beside the figure of the pictures painted under control stand four that give it meaning:
 
-    silent   the same prompts and noise without control
-    chance   what was painted, held against another row's map
-    vae      the real pictures through the base's autoencoder: the best that it could paint
-    real     the real pictures: the best that this annotator can see
+    no_control   the same prompts and noise without control
+    chance       what was painted, held against another row's map
+    vae          the real pictures through the base's autoencoder: the best that it could paint
+    real         the real pictures: the best that this annotator can see
 
-Obedience is where control lies between silent (0) and vae (1).
+Obedience is where control lies between no_control (0) and vae (1), by the leading metric.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ from controlkit.models.controlnets import find_controlnet
 from controlkit.models.devices import able
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
     from numpy.typing import NDArray
 
     from controlkit.data.rows import Row
+    from controlkit.evaluation.metrics import Metric
     from controlkit.processes import Processes
 
     Picture = NDArray[np.uint8]
 
-ROWS = ("control", "silent", "chance", "vae", "real")
+ROWS = ("control", "no_control", "chance", "vae", "real")
 PICTURES = "pictures"
 
 
@@ -77,31 +78,36 @@ class Question:
 
 @dataclass(frozen=True)
 class Case:
-    """A row: where its pictures are, and the score of each."""
+    """A row: where its pictures are, and metric -> row of the report -> score."""
 
     number: int
     content: str
     prompt: str
-    scores: dict[str, float]
+    scores: dict[str, dict[str, float]]
     files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of it. `scores` is row -> score; `obedience` where control lies between silent and vae."""
+    """What came of it. `scores` is metric -> row -> score; `metric` the leading one; `obedience` where control lies
+    between no_control and vae by it."""
 
     question: Question
     metric: str
     lower_is_better: bool
     judge: dict[str, Any]
     models: dict[str, Any]
-    scores: dict[str, Score]
+    scores: dict[str, dict[str, Score]]
     obedience: Score | None
     cases: list[Case]
     processes: int = 1
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": 1, **asdict(self)}
+        return {"format": 2, **asdict(self)}
+
+    @property
+    def leading(self) -> dict[str, Score]:
+        return self.scores[self.metric]
 
 
 def evaluate(
@@ -153,24 +159,26 @@ def evaluate(
     }
     reader = Reader(Geometry(base.native_size), judge)
     easel = Easel(pipeline, question, models, out)
-    cases, mine = [], processes.slice(list(range(len(rows))))
+    cases, shown, mine = [], [], processes.slice(list(range(len(rows))))
     progress(0, len(mine))
     for done, number in enumerate(mine):
         picture, control_map = reader.read(rows[number])
         other_picture, other_map = reader.read(rows[(number + 1) % len(rows)])
         painted = {
             "control": easel.paint(number, rows[number], control_map, question.weight),
-            "silent": easel.paint(number, rows[number], control_map, 0.0),
+            "no_control": easel.paint(number, rows[number], control_map, 0.0),
             "vae": easel.through_vae(picture),
             "real": picture,
         }
-        scores = {row: judge.score(made, control_map, picture) for row, made in painted.items()}
-        scores["chance"] = judge.score(painted["control"], other_map, other_picture)
-        known = {row: round(score, 6) for row, score in scores.items() if score is not None}
-        files = {row: easel.name(number, weight) for row, weight in (("control", question.weight), ("silent", 0.0))}
-        cases.append(Case(number, rows[number].content, rows[number].caption, known, files))
+        seen = {row: judge.measure(made, control_map, picture) for row, made in painted.items()}
+        seen["chance"] = judge.measure(painted["control"], other_map, other_picture)
+        files = {row: easel.name(number, weight) for row, weight in (("control", question.weight), ("no_control", 0.0))}
+        cases.append(Case(number, rows[number].content, rows[number].caption, scores_of(judge.metrics, seen), files))
+        shown.append(seen)
         progress(done + 1, len(mine))
-    cases = processes.gather(cases)
+    cases, shown = processes.gather(cases), processes.gather(shown)
+    if not any(judge.metric in seen["control"] for seen in shown):
+        raise RequestError(f"--data {question.data}: {judge.metric} says something of none of the {len(rows)} rows")
     answer = Answer(
         question=question,
         metric=judge.metric,
@@ -181,28 +189,47 @@ def evaluate(
             "parameters": parameters_of(judge.annotator),
         },
         models=models,
-        scores=summarise(cases),
-        obedience=obedience(cases),
+        scores=summarise(judge.metrics, shown),
+        obedience=obedience(cases, judge.metric),
         cases=cases,
         processes=processes.count,
     )
     return answer, Seen(rows, reader, out)
 
 
-def summarise(cases: list[Case]) -> dict[str, Score]:
-    """Row -> mean over the cases that have it."""
-    values = {row: [case.scores[row] for case in cases if row in case.scores] for row in ROWS}
-    return {row: Score.of_values(each) for row, each in values.items() if each}
+def scores_of(metrics: Sequence[Metric], seen: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Metric -> row -> score of one picture, from row -> metric -> what it shows."""
+    scores: dict[str, dict[str, float]] = {}
+    for metric in metrics:
+        for row, shown in seen.items():
+            if metric.name in shown and (value := metric.over([shown[metric.name]])) is not None:
+                scores.setdefault(metric.name, {})[row] = round(value, 6)
+    return scores
 
 
-def obedience(cases: list[Case]) -> Score | None:
-    """(control - silent) / (vae - silent), over the cases that have all three; None where the autoencoder leaves
-    nothing between the two."""
-    whole = [case.scores for case in cases if {"control", "silent", "vae"} <= case.scores.keys()]
+def summarise(metrics: Sequence[Metric], shown: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Score]]:
+    """Metric -> row -> score over the pictures that show something by it."""
+    scores: dict[str, dict[str, Score]] = {}
+    for metric in metrics:
+        for row in ROWS:
+            values = [seen[row][metric.name] for seen in shown if metric.name in seen.get(row, {})]
+            if not values:
+                continue
+            score = Score.of_pool(values, metric.pool) if metric.pool else Score.of_values(values)
+            if score is not None:
+                scores.setdefault(metric.name, {})[row] = score
+    return scores
+
+
+def obedience(cases: list[Case], metric: str) -> Score | None:
+    """(control - no_control) / (vae - no_control), over the cases that have all three; None where the autoencoder
+    leaves nothing between the two."""
+    ends = ("control", "no_control", "vae")
+    whole = [scores for case in cases if set(ends) <= (scores := case.scores.get(metric, {})).keys()]
     if len(whole) < 2:
         return None
-    control, silent, vae = (np.array([each[row] for each in whole]) for row in ("control", "silent", "vae"))
-    return paired_share(control - silent, vae - silent)
+    control, without, vae = (np.array([each[row] for each in whole]) for row in ends)
+    return paired_share(control - without, vae - without)
 
 
 @dataclass(frozen=True)
@@ -232,8 +259,8 @@ class Seen:
     def __call__(self, case: Case) -> list[Picture]:
         """The map, what was painted, what is read from that, what was painted without control, and the real picture."""
         real, wanted = self.reader.read(self.rows[case.number])
-        painted, silent = (read_picture(self.out / case.files[name]) for name in ("control", "silent"))
-        return [wanted, painted, self.reader.judge.annotator(painted), silent, real]
+        painted, without = (read_picture(self.out / case.files[name]) for name in ("control", "no_control"))
+        return [wanted, painted, self.reader.judge.annotator(painted), without, real]
 
 
 class Easel:
@@ -243,7 +270,7 @@ class Easel:
         self.pipeline, self.question, self.models, self.out = pipeline, question, models, out
 
     def name(self, number: int, weight: float) -> str:
-        return f"{PICTURES}/{number:06d}.{'silent' if weight == 0 else 'control'}.png"
+        return f"{PICTURES}/{number:06d}.{'no_control' if weight == 0 else 'control'}.png"
 
     def paint(self, number: int, row: Row, control_map: Picture, weight: float) -> Picture:
         path = self.out / self.name(number, weight)

@@ -55,9 +55,10 @@ def interval(score: Score, *, percent: bool = False) -> str:
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #22262e; --faint: #6a7079; --line: #dfe3e8; --page: #fff; --control: #1f63b5;
-        --silent: #b9bec6; }
+        --no-control: #b9bec6; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8ec; --faint: #9aa1ab; --line: #363b44; --page: #16181c; --control: #6ea8f0; --silent: #5a616c; } }
+  :root { --ink: #e6e8ec; --faint: #9aa1ab; --line: #363b44; --page: #16181c; --control: #6ea8f0;
+          --no-control: #5a616c; } }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
@@ -76,7 +77,7 @@ th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid var(-
 .prompt td { font-size: .85rem; padding-bottom: .9rem; }
 svg { width: 100%; max-width: 45rem; display: block; } svg text { fill: var(--faint); font-size: 12px; }
 rect.control, i.control { fill: var(--control); background: var(--control); opacity: .8; }
-rect.silent, i.silent { fill: var(--silent); background: var(--silent); }
+rect.no_control, i.no_control { fill: var(--no-control); background: var(--no-control); }
 .legend i { display: inline-block; width: .8rem; height: .8rem; margin: 0 .2rem 0 .8rem; }
 pre { overflow-x: auto; margin: 0; font-size: .85rem; }
 .whole { max-width: 100%; }

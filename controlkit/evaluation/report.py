@@ -1,4 +1,7 @@
-"""The report of an evaluation: scores.json, and one HTML page that opens from the disk with nothing beside it.
+"""The report of an evaluation, and one HTML page that opens from the disk with nothing beside it.
+
+    scores.json    metric -> row -> mean, low, high, n; what other programs read
+    report.json    the question, who judged, what painted, and each picture's scores
 
 The page shows the worst pictures first: the best ones look well under any ControlNet.
 """
@@ -22,8 +25,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from controlkit.evaluation.evaluate import Answer, Case
+    from controlkit.evaluation.scores import Score
 
     Picture = NDArray[np.uint8]
+
+SCORES, REPORT = "scores.json", "report.json"
 
 SHOWN = 48
 """Rows of pictures on the page: from the worst to the best, evenly."""
@@ -32,7 +38,7 @@ _BINS = 24
 
 _MEANING = {
     "control": "painted under control",
-    "silent": "the same prompts and noise without control",
+    "no_control": "the same prompts and noise without control",
     "chance": "what was painted, held against another row's map",
     "vae": "real pictures through the base's autoencoder: the best that it could paint",
     "real": "real pictures: the best that this annotator can see",
@@ -42,8 +48,10 @@ _COLUMNS = ("map", "painted", "read from it", "both", "without control", "real")
 
 
 def write_report(answer: Answer, pictures: Callable[[Case], list[Picture]], out: Path) -> Path:
-    """`scores.json` and `index.html`; the path of the page."""
-    atomic_write_text(out / "scores.json", json.dumps(answer.to_json(), indent=1, default=str) + "\n")
+    """All three files; the path of the page."""
+    report = answer.to_json()
+    atomic_write_text(out / SCORES, json.dumps(report["scores"], indent=1) + "\n")
+    atomic_write_text(out / REPORT, json.dumps(report, indent=1, default=str) + "\n")
     page = out / "index.html"
     atomic_write_text(page, render(answer, pictures))
     return page
@@ -67,7 +75,7 @@ def render(answer: Answer, pictures: Callable[[Case], list[Picture]]) -> str:
         ranked if len(ranked) <= SHOWN else [ranked[place * (len(ranked) - 1) // (SHOWN - 1)] for place in range(SHOWN)]
     )
     heads = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-    sheet = "\n".join(_row(case, pictures(case)) for case in shown)
+    sheet = "\n".join(_row(case, case.scores[answer.metric]["control"], pictures(case)) for case in shown)
     body = f"""<h1>{title}</h1>
 {verdict(answer.obedience)}
 <p class="facts">{html.escape(settings)}<br>{html.escape(reading)}</p>
@@ -87,9 +95,8 @@ read from the picture is cyan, and white where they meet.</p>
 
 def worst_first(answer: Answer) -> list[Case]:
     sign = -1 if answer.lower_is_better else 1
-    return sorted(
-        (case for case in answer.cases if "control" in case.scores), key=lambda case: sign * case.scores["control"]
-    )
+    scored = [case for case in answer.cases if "control" in case.scores.get(answer.metric, {})]
+    return sorted(scored, key=lambda case: sign * case.scores[answer.metric]["control"])
 
 
 def overlay(wanted: Picture, found: Picture) -> Picture:
@@ -99,11 +106,15 @@ def overlay(wanted: Picture, found: Picture) -> Picture:
 
 
 def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Two scores.json: the difference over the rows that both painted, and whether it is more than noise."""
+    """Two report.json: how far the leading metric differs over the rows that both painted, and whether that is more
+    than noise."""
     if one["metric"] != other["metric"] or one["judge"] != other["judge"]:
         raise ValueError(f"{one['metric']} and {other['metric']}, or read in other ways: expected one measure for both")
     mine, theirs = (
-        {(case["content"], case["number"]): case["scores"].get("control") for case in report["cases"]}
+        {
+            (case["content"], case["number"]): case["scores"].get(report["metric"], {}).get("control")
+            for case in report["cases"]
+        }
         for report in (one, other)
     )
     both = [key for key in mine if mine[key] is not None and theirs.get(key) is not None]
@@ -118,19 +129,26 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(answer: Answer) -> str:
+    """A column a metric, the leading one first; below each figure its interval."""
     rows = "".join(
-        f"<tr><th>{name}<small>{_MEANING[name]}</small></th>"
-        f"<td class='number'>{score.mean:.4f}</td><td class='number'>{interval(score)}</td>"
-        f"<td class='number'>{score.n}</td></tr>"
-        for name, score in answer.scores.items()
+        f"<tr><th>{row}<small>{meaning}</small></th>{''.join(map(_cell, each))}</tr>"
+        for row, meaning in _MEANING.items()
+        if any(each := [scores.get(row) for scores in answer.scores.values()])
     )
-    head = f"<tr><th></th><th>{answer.metric}</th><th>95 %</th><th>n</th></tr>"
+    head = "<tr><th></th>" + "".join(f"<th class='number'>{metric}</th>" for metric in answer.scores) + "</tr>"
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return "<td></td>"
+    return f"<td class='number'>{score.mean:.4f}<small>{interval(score)}, n {score.n}</small></td>"
 
 
 def _histogram(answer: Answer) -> str:
     """How many pictures have which score, with control and without."""
-    values = {row: [case.scores[row] for case in answer.cases if row in case.scores] for row in ("silent", "control")}
+    scores = [case.scores.get(answer.metric, {}) for case in answer.cases]
+    values = {row: [each[row] for each in scores if row in each] for row in ("no_control", "control")}
     every = [value for each in values.values() for value in each]
     if not every:
         return ""
@@ -148,19 +166,19 @@ def _histogram(answer: Answer) -> str:
         f'<text x="{x}" y="198" text-anchor="{anchor}">{value:.2f}</text>'
         for x, value, anchor in ((0, low, "start"), (360, (low + high) / 2, "middle"), (720, high, "end"))
     )
-    legend = '<p class="legend"><i class="control"></i> under control <i class="silent"></i> without</p>'
+    legend = '<p class="legend"><i class="control"></i> under control <i class="no_control"></i> without</p>'
     return f'<svg viewBox="0 0 720 204" role="img" aria-label="histogram of the scores">{bars}{ticks}</svg>{legend}'
 
 
-def _row(case: Case, pictures: list[Picture]) -> str:
-    wanted, painted, found, silent, real = pictures
-    pictures = [wanted, painted, found, overlay(wanted, found), silent, real]
+def _row(case: Case, score: float, pictures: list[Picture]) -> str:
+    wanted, painted, found, without, real = pictures
+    pictures = [wanted, painted, found, overlay(wanted, found), without, real]
     cells = "".join(
         f'<td><img alt="{name}" src="{data_uri(picture)}"></td>'
         for name, picture in zip(_COLUMNS, pictures, strict=True)
     )
     prompt = html.escape(case.prompt)
     return (
-        f"<tr><th>{case.scores['control']:.3f}<small>row {case.number}</small></th>{cells}</tr>"
+        f"<tr><th>{score:.3f}<small>row {case.number}</small></th>{cells}</tr>"
         f'<tr class="prompt"><td></td><td colspan="{len(_COLUMNS)}">{prompt}</td></tr>'
     )

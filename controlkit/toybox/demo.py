@@ -172,7 +172,7 @@ def write_results(folder: Path, demo: Demo, done: Sequence[tuple[Stage, float]])
     shown = [_large(read_picture(path)) for path in (control(folder, demo), *painted(folder))]
     sheet = draw_sheet([shown], [list(_COLUMNS)])
     atomic_write_bytes(folder / PICTURE, encode_picture(sheet, {}))
-    report = json.loads((folder / "report" / "scores.json").read_text(encoding="utf-8"))
+    report = json.loads((folder / "report" / "report.json").read_text(encoding="utf-8"))
     scores: dict[str, Any] = {name: report[name] for name in ("metric", "scores", "obedience")}
     atomic_write_text(folder / PAGE, _render(folder, demo, done, sheet, scores["obedience"]))
     return scores

@@ -38,7 +38,7 @@ def test_it_says_the_commands_that_it_runs(shown, capsys):
     words = [shlex.split(command)[1] for command in typed]
     assert words == ["toybox", "annotate", "generate", "generate", "generate", "evaluate"]
     assert set(words) <= set(COMMANDS)
-    assert 0 <= answer["scores"]["real"]["mean"] <= 1
+    assert 0 <= answer["scores"]["canny_f1_1px"]["real"]["mean"] <= 1
     assert (out / "demo.png").stat().st_size > 1000
 
 
