@@ -2,7 +2,7 @@
 
 TYPE_f1_1px, TYPE_f1_exact   F1 of the edge pixels, met within one pixel; at the very pixel
 canny_ssim                   structural similarity of the maps (Gaussian window of 11 pixels, sigma 1.5)
-softedge_ms_ssim, lineart…   the same at five scales (Wang et al., 2003); from 161 pixels a side on
+softedge_ms_ssim, lineart…   the same at five scales (Wang et al., 2003); from 176 pixels a side on
 depth_rmse                   in shares of the range from 0 to 255
 depth_rmse_scale_shift       the same, after the scale and shift that bring what was read nearest to the map
 depth_rmse_8bit              as ControlNet++ published it (arXiv:2404.07987): the map stretched from its least to its
@@ -32,7 +32,7 @@ _REACH = 5  # pixels from the middle of the window of 11 to its edge
 _SIGMA = 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # their weights, the finest first (Wang et al., 2003)
-MS_SSIM_SIDE = 2 * _REACH * 2 ** (len(_SCALES) - 1) + 1
+MS_SSIM_SIDE = (2 * _REACH + 1) * 2 ** (len(_SCALES) - 1)  # the window fits into the coarsest
 
 
 @dataclass(frozen=True)
