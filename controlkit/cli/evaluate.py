@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from controlkit.cli.output import common_options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from controlkit.cli.output import Output
+    from controlkit.evaluation.evaluate import Answer, Case
 
 
 @click.command()
 @click.option("--controlnet", metavar="[TYPE=]NET", help="The ControlNet: a folder, a file or a hub id.")
+@click.option("--pictures", metavar="TYPE=FOLDER",
+              help="Paint nothing: score these pictures. Each belongs to the row whose picture has its name, or "
+                   "whose map it was painted under.")  # fmt: skip
 @click.option("--data", help="A dataset with maps of its type, or a world (rooms, circles).")
 @click.option("--base", metavar="BASE", help="What it is for.  [default: toybox]")
 @click.option("--num", type=int, help="The first so many rows.  [default: all]")
@@ -36,6 +42,7 @@ if TYPE_CHECKING:
 @common_options(answers=True)
 def command(
     controlnet: str | None,
+    pictures: str | None,
     data: str | None,
     base: str | None,
     num: int | None,
@@ -60,21 +67,27 @@ def command(
 
     if compare:
         return _compare(*compare, output)
-    if controlnet is None or data is None:
-        raise RequestError("expected --controlnet NET and --data DATASET, or --compare REPORT REPORT")
+    if (controlnet is None) == (pictures is None) or data is None:
+        raise RequestError(
+            "expected --data DATASET and either --controlnet NET or --pictures TYPE=FOLDER; or --compare REPORT REPORT"
+        )
+    if pictures:
+        refuse_what_paints()
 
     import controlkit.toybox.register  # noqa: F401  (its worlds can be named, and its annotators read its pictures)
     from controlkit.cli.output import Output
     from controlkit.evaluation.evaluate import Question, evaluate
+    from controlkit.evaluation.given import evaluate_pictures
     from controlkit.evaluation.report import write_report
     from controlkit.generation.request import Net
     from controlkit.models.bases import DEFAULT_BASE
     from controlkit.models.devices import choose_device, choose_precision
     from controlkit.processes import Processes
 
-    net = Net.parse(controlnet)
+    net = Net.parse(controlnet or pictures or "")
     question = Question(
-        controlnet=net.name,
+        controlnet=net.name if controlnet else None,
+        pictures=net.name if pictures else None,
         condition=net.type,
         data=data,
         base=base or DEFAULT_BASE,
@@ -89,12 +102,15 @@ def command(
     processes = Processes.launched()
     if not processes.first:
         output = Output(quiet=True)
-    where = choose_device(device)
-    precision = choose_precision(dtype, where)
     with output.progress("evaluate", "rows") as progress:
-        answer, seen = evaluate(
-            question, out, device=where, dtype=precision, processes=processes, say=output.say, progress=progress
-        )
+        answer: Answer
+        seen: Callable[[Case], dict[str, Any]]
+        how: dict[str, Any] = {"processes": processes, "say": output.say, "progress": progress}
+        if pictures:
+            answer, seen = evaluate_pictures(question, out, **how)
+        else:
+            where = choose_device(device)
+            answer, seen = evaluate(question, out, device=where, dtype=choose_precision(dtype, where), **how)
     if processes.first:
         page = write_report(answer, seen, out)
         better = "lower" if answer.lower_is_better else "higher"
@@ -112,6 +128,22 @@ def command(
         output.answer("\n".join([*lines, f"look at {page}"]), answer.to_json())
     processes.leave()
     return 0
+
+
+def refuse_what_paints() -> None:
+    """Options that say how to paint, beside pictures that are painted already."""
+    from controlkit.errors import RequestError
+
+    context = click.get_current_context()
+    free = ("pictures", "data", "num", "held_out", "out", "quiet", "debug", "as_json")
+    given = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in free
+        and context.get_parameter_source(option.name or "") == click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise RequestError(f"--pictures are painted already; leave out {', '.join(given)}")
 
 
 def _compare(one: Path, other: Path, output: Output) -> int:

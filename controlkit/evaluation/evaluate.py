@@ -24,7 +24,7 @@ from controlkit.data.pictures import cover, read_picture, resize_picture
 from controlkit.data.rows import held_out, read_datasets
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
-from controlkit.evaluation.obedience import Judge, find_judge
+from controlkit.evaluation.obedience import judge_of_rows
 from controlkit.evaluation.scores import Score, paired_share
 from controlkit.files import atomic_write_bytes, need_writable
 from controlkit.generation.settings import encode_picture, library_versions, read_settings, weights_sha256
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from controlkit.data.rows import Row
     from controlkit.evaluation.metrics import Metric
+    from controlkit.evaluation.obedience import Judge
     from controlkit.processes import Processes
 
     Picture = NDArray[np.uint8]
@@ -50,10 +51,11 @@ PICTURES = "pictures"
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked of a ControlNet: pictures of the first `num` rows of a dataset (None: of all)."""
+    """What is asked of a ControlNet, or of pictures that are there: the first `num` rows of a dataset (None: all)."""
 
-    controlnet: str
-    condition: str | None = None  # None: what its folder says
+    controlnet: str | None = None
+    pictures: str | None = None  # a folder
+    condition: str | None = None  # None: what the ControlNet's folder says
     data: str
     base: str = DEFAULT_BASE
     num: int | None = None
@@ -85,6 +87,13 @@ class Case:
     prompt: str
     scores: dict[str, dict[str, float]]
     files: dict[str, str] = field(default_factory=dict)
+    place: int = 0  # among the cases
+
+    @staticmethod
+    def of(
+        number: int, row: Row, judge: Judge, seen: dict[str, dict[str, Any]], files: dict[str, str], place: int
+    ) -> Case:
+        return Case(number, row.content, row.caption, scores_of(judge.metrics, seen), files, place)
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,7 @@ def evaluate(
     """Paint what is not painted yet below `out`, and score all. Every process paints its share; all get the answer, and
     what shows its pictures."""
     # Everything that can be refused is refused before a weight is loaded.
+    assert question.controlnet is not None
     need_writable(out, "--out")
     base, net = find_base(question.base), find_controlnet(question.controlnet)
     net.check_fits(base)
@@ -133,16 +143,8 @@ def evaluate(
             f"say it: --controlnet canny={question.controlnet}"
         )
     scheduler = make_sampler(question.sampler, base.scheduler, steps=question.steps)
-    rows = read_datasets(question.data, condition, say=say, processes=processes)
-    if question.held_out is not None:
-        rows = [row for row in rows if held_out(row.content, question.held_out)]
-    rows = rows[: question.num]
-    if len(rows) < 2:
-        raise RequestError(f"--data {question.data}: {len(rows)} rows to look at; expected at least 2")
-    control = rows[0].control
-    judge = find_judge(condition, control if isinstance(control, Path) else None)
-    if isinstance(judge, str):
-        raise RequestError(f"--controlnet {question.controlnet}: {judge}")
+    rows = questioned_rows(question, condition, say, processes)
+    judge = judge_of_rows(f"--controlnet {question.controlnet}", condition, rows)
 
     from controlkit.generation.pipelines import control_pipeline, load_parts
     from controlkit.generation.silent import silenced
@@ -173,13 +175,36 @@ def evaluate(
         seen = {row: judge.measure(made, control_map, picture) for row, made in painted.items()}
         seen["chance"] = judge.measure(painted["control"], other_map, other_picture)
         files = {row: easel.name(number, weight) for row, weight in (("control", question.weight), ("no_control", 0.0))}
-        cases.append(Case(number, rows[number].content, rows[number].caption, scores_of(judge.metrics, seen), files))
+        cases.append(Case.of(number, rows[number], judge, seen, files, number))
         shown.append(seen)
         progress(done + 1, len(mine))
+    return conclude(question, judge, models, cases, shown, processes), Seen(rows, reader, out)
+
+
+def questioned_rows(question: Question, condition: str, say: Callable[[str], None], processes: Processes) -> list[Row]:
+    """The rows that are asked about, with their maps."""
+    rows = read_datasets(question.data, condition, say=say, processes=processes)
+    if question.held_out is not None:
+        rows = [row for row in rows if held_out(row.content, question.held_out)]
+    rows = rows[: question.num]
+    if len(rows) < 2:
+        raise RequestError(f"--data {question.data}: {len(rows)} rows to look at; expected at least 2")
+    return rows
+
+
+def conclude(
+    question: Question,
+    judge: Judge,
+    models: dict[str, Any],
+    cases: list[Case],
+    shown: list[dict[str, dict[str, Any]]],
+    processes: Processes,
+) -> Answer:
+    """The answer, from this process's share of the cases and of what they show."""
     cases, shown = processes.gather(cases), processes.gather(shown)
     if not any(judge.metric in seen["control"] for seen in shown):
-        raise RequestError(f"--data {question.data}: {judge.metric} says something of none of the {len(rows)} rows")
-    answer = Answer(
+        raise RequestError(f"--data {question.data}: {judge.metric} says something of none of the {len(cases)} rows")
+    return Answer(
         question=question,
         metric=judge.metric,
         lower_is_better=judge.lower_is_better,
@@ -194,7 +219,6 @@ def evaluate(
         cases=cases,
         processes=processes.count,
     )
-    return answer, Seen(rows, reader, out)
 
 
 def scores_of(metrics: Sequence[Metric], seen: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -256,11 +280,11 @@ class Seen:
     reader: Reader
     out: Path
 
-    def __call__(self, case: Case) -> list[Picture]:
-        """The map, what was painted, what is read from that, what was painted without control, and the real picture."""
+    def __call__(self, case: Case) -> dict[str, Picture]:
         real, wanted = self.reader.read(self.rows[case.number])
         painted, without = (read_picture(self.out / case.files[name]) for name in ("control", "no_control"))
-        return [wanted, painted, self.reader.judge.annotator(painted), without, real]
+        read = self.reader.judge.annotator(painted)
+        return {"map": wanted, "painted": painted, "read from it": read, "without control": without, "real": real}
 
 
 class Easel:

@@ -7,6 +7,7 @@ Which annotator reads the pictures is told by the map, if it was made here, else
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +16,15 @@ from annotators import ANNOTATORS, MissingWeights
 from controlkit.data.check import LINES
 from controlkit.data.geometry import fit_map
 from controlkit.data.ledger import read_entry
+from controlkit.errors import RequestError
 from controlkit.evaluation.metrics import Metric, edge_f1, map_metrics
 from controlkit.evaluation.pose_metrics import NEAR, average_precision, matches, share_found
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from annotators.contract import Image
+    from controlkit.data.rows import Row
 SCORED = sorted([*LINES, "depth", "pose", "segmentation"])
 
 POSE_METRICS = (
@@ -114,3 +116,12 @@ def find_judge(condition: str, control: Path | None = None) -> Judge | str:
             continue
         return Judge(annotator)
     return f"no annotator of {condition} works here: {reasons[0]}"
+
+
+def judge_of_rows(asked: str, condition: str, rows: Sequence[Row]) -> Judge:
+    """The judge of rows that have maps, refused in one line if there is none; `asked` names what asks for it."""
+    control = rows[0].control
+    judge = find_judge(condition, control if isinstance(control, Path) else None)
+    if isinstance(judge, str):
+        raise RequestError(f"{asked}: {judge}")
+    return judge

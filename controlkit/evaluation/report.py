@@ -44,10 +44,8 @@ _MEANING = {
     "real": "real pictures: the best that this annotator can see",
 }
 
-_COLUMNS = ("map", "painted", "read from it", "both", "without control", "real")
 
-
-def write_report(answer: Answer, pictures: Callable[[Case], list[Picture]], out: Path) -> Path:
+def write_report(answer: Answer, pictures: Callable[[Case], dict[str, Picture]], out: Path) -> Path:
     """All three files; the path of the page."""
     report = answer.to_json()
     atomic_write_text(out / SCORES, json.dumps(report["scores"], indent=1) + "\n")
@@ -57,16 +55,18 @@ def write_report(answer: Answer, pictures: Callable[[Case], list[Picture]], out:
     return page
 
 
-def render(answer: Answer, pictures: Callable[[Case], list[Picture]]) -> str:
-    """The page. `pictures` of a case: map, painted, read from it, painted without control, real."""
+def render(answer: Answer, pictures: Callable[[Case], dict[str, Picture]]) -> str:
+    """The page. `pictures` are those of a case by name, among them `map` and `read from it`."""
     question = answer.question
     kind = answer.judge
     ranked = worst_first(answer)
-    title = f"Does {html.escape(question.controlnet)} obey?"
-    settings = (
-        f"{len(answer.cases)} rows of {question.data} · base {question.base} · {question.sampler}, "
-        f"{question.steps} steps, cfg {question.cfg:g}, weight {question.weight:g}, seeds from {question.seed}"
-    )
+    title = f"Does {html.escape(question.controlnet or question.pictures or '')} obey?"
+    settings = f"{len(answer.cases)} rows of {question.data}"
+    if question.controlnet:
+        settings += (
+            f" · base {question.base} · {question.sampler}, {question.steps} steps, cfg {question.cfg:g}, "
+            f"weight {question.weight:g}, seeds from {question.seed}"
+        )
     reading = (
         f"{answer.metric}, {'lower' if answer.lower_is_better else 'higher'} is better · read by {kind['type']}"
         f"={kind['backend']} {json.dumps(kind['parameters'])}"
@@ -74,8 +74,9 @@ def render(answer: Answer, pictures: Callable[[Case], list[Picture]]) -> str:
     shown = (
         ranked if len(ranked) <= SHOWN else [ranked[place * (len(ranked) - 1) // (SHOWN - 1)] for place in range(SHOWN)]
     )
-    heads = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-    sheet = "\n".join(_row(case, case.scores[answer.metric]["control"], pictures(case)) for case in shown)
+    seen = {case.place: _with_overlay(pictures(case)) for case in shown}
+    heads = "".join(f"<th>{name}</th>" for name in seen[shown[0].place])
+    sheet = "\n".join(_row(case, case.scores[answer.metric]["control"], seen[case.place]) for case in shown)
     body = f"""<h1>{title}</h1>
 {verdict(answer.obedience)}
 <p class="facts">{html.escape(settings)}<br>{html.escape(reading)}</p>
@@ -170,15 +171,20 @@ def _histogram(answer: Answer) -> str:
     return f'<svg viewBox="0 0 720 204" role="img" aria-label="histogram of the scores">{bars}{ticks}</svg>{legend}'
 
 
-def _row(case: Case, score: float, pictures: list[Picture]) -> str:
-    wanted, painted, found, without, real = pictures
-    pictures = [wanted, painted, found, overlay(wanted, found), without, real]
-    cells = "".join(
-        f'<td><img alt="{name}" src="{data_uri(picture)}"></td>'
-        for name, picture in zip(_COLUMNS, pictures, strict=True)
-    )
+def _with_overlay(pictures: dict[str, Picture]) -> dict[str, Picture]:
+    """Behind what was read, the map and that on each other."""
+    made: dict[str, Picture] = {}
+    for name, picture in pictures.items():
+        made[name] = picture
+        if name == "read from it":
+            made["both"] = overlay(pictures["map"], picture)
+    return made
+
+
+def _row(case: Case, score: float, pictures: dict[str, Picture]) -> str:
+    cells = "".join(f'<td><img alt="{name}" src="{data_uri(picture)}"></td>' for name, picture in pictures.items())
     prompt = html.escape(case.prompt)
     return (
         f"<tr><th>{score:.3f}<small>row {case.number}</small></th>{cells}</tr>"
-        f'<tr class="prompt"><td></td><td colspan="{len(_COLUMNS)}">{prompt}</td></tr>'
+        f'<tr class="prompt"><td></td><td colspan="{len(pictures)}">{prompt}</td></tr>'
     )

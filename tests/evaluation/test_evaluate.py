@@ -1,8 +1,10 @@
 """`controlkit evaluate`: every row of the report means what it says, and what was painted is not painted again."""
 
+import hashlib
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,10 @@ from controlkit.evaluation.evaluate import Answer, Case, Question, obedience
 from controlkit.evaluation.metrics import edge_f1
 from controlkit.evaluation.report import compare, overlay, render, worst_first
 from controlkit.evaluation.scores import Score, paired_share
+from controlkit.files import atomic_write_bytes
+from controlkit.generation.settings import encode_picture
 from controlkit.models.bases import find_base
+from tests.conftest import draw_photo
 from tests.launcher import launch_two
 from tests.painting import strong_net
 
@@ -124,6 +129,65 @@ def test_held_out_rows_alone(net, dataset, tmp_path):
     assert [case["content"] for case in scores_of(tmp_path / "out")["cases"]] == kept
 
 
+def pictures_judged(folder, dataset, out, *more, code=0):
+    given = ["--pictures", folder, "--data", dataset, "--out", out, *more]
+    assert main(["evaluate", *map(str, given), "-q"]) == code
+
+
+def test_pictures_of_others_are_scored_by_name(dataset, tmp_path, capsys):
+    """The real pictures follow their maps; those under the next one's name do not."""
+    (tmp_path / "same").mkdir()
+    (tmp_path / "next").mkdir()
+    for number in range(4):
+        picture = (dataset / f"{number:03d}.png").read_bytes()
+        (tmp_path / "same" / f"{number:03d}.png").write_bytes(picture)
+        (tmp_path / "next" / f"{(number + 1) % 4:03d}.png").write_bytes(picture)
+    pictures_judged(f"canny={tmp_path / 'same'}", dataset, tmp_path / "a")
+    pictures_judged(f"canny={tmp_path / 'next'}", dataset, tmp_path / "b")
+    same, other = scores_of(tmp_path / "a"), scores_of(tmp_path / "b")
+    assert same["scores"]["canny_f1_exact"]["control"]["mean"] == 1
+    assert same["scores"]["canny_f1_1px"]["real"] == same["scores"]["canny_f1_1px"]["control"]
+    assert set(same["scores"]["canny_f1_1px"]) == {"control", "chance", "real"}
+    assert len(same["cases"]) == 4
+    assert other["scores"]["canny_f1_1px"]["control"]["mean"] < 0.8
+    page = (tmp_path / "a" / "index.html").read_text()
+    assert page.count("<img") == 4 * 5
+    capsys.readouterr()
+    assert main(["evaluate", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'a'} is better")
+
+
+def test_pictures_are_known_by_the_map_in_their_settings(dataset, tmp_path):
+    """Under any name; the evaluation of what `generate` painted is that of the same files under the rows' names."""
+    for number, name in enumerate(("z.png", "a.png", "m.png")):
+        digest = hashlib.sha256((dataset / f"conditions/canny/{number:03d}.png.png").read_bytes()).hexdigest()
+        settings = {"controls": [{"type": "canny", "sha256": digest}]}
+        atomic_write_bytes(tmp_path / "made" / name, encode_picture(draw_photo(number, 64, 64), settings))
+    atomic_write_bytes(tmp_path / "made" / "strange.png", encode_picture(draw_photo(9, 64, 64), {}))
+    pictures_judged(f"canny={tmp_path / 'made'}", dataset, tmp_path / "out")
+    found = scores_of(tmp_path / "out")
+    assert [(case["number"], Path(case["files"]["control"]).name) for case in found["cases"]] == [
+        (0, "z.png"), (1, "a.png"), (2, "m.png"),
+    ]  # fmt: skip
+    assert found["scores"]["canny_f1_exact"]["control"]["mean"] == 1
+
+
+def test_pictures_that_cannot_be_scored_are_one_line(dataset, tmp_path, capsys):
+    atomic_write_bytes(tmp_path / "made" / "000.png", encode_picture(draw_photo(0, 64, 64), {}))
+    for folder, more, words in [
+        (f"canny={tmp_path / 'made'}", [], "1 of its pictures belong to rows of the dataset; expected at least 2"),
+        (tmp_path / "made", [], "expected the type of the maps too, e.g. --pictures canny="),
+        (f"canny={tmp_path / 'nowhere'}", [], "there is no such folder"),
+        (f"canny={tmp_path / 'made'}", ["--steps", "3"], "leave out --steps"),
+        (f"canny={tmp_path / 'made'}", ["--controlnet", "net"], "either --controlnet NET or --pictures"),
+    ]:
+        pictures_judged(folder, dataset, tmp_path / "out", *more, code=2)
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "out" / "scores.json").exists()
+
+
 # The figures
 
 
@@ -208,7 +272,7 @@ def test_the_worst_stand_first_and_text_is_escaped():
     answer = answer_of(control=[0.5, 0.1, 0.9], no_control=[0.1, 0.1, 0.1], vae=[1.0, 1.0, 1.0])
     assert [case.number for case in worst_first(answer)] == [1, 0, 2]
     assert [case.number for case in worst_first(replace(answer, lower_is_better=True))] == [2, 0, 1]
-    page = render(answer, lambda case: [np.zeros((8, 8, 3), np.uint8)] * 5)
+    page = render(answer, lambda case: dict.fromkeys(("map", "read from it"), np.zeros((8, 8, 3), np.uint8)))
     assert page.index("row 1<") < page.index("row 0<") < page.index("row 2<")
     assert "a &lt;b&gt; ball" in page
     assert "<b> ball" not in page
@@ -241,5 +305,5 @@ def test_what_cannot_be_asked_is_one_line(net, dataset, tmp_path, capsys):
         evaluate(net, dataset, tmp_path / "out", *more, code=2)
         assert words in capsys.readouterr().err
     assert main(["evaluate", "--data", str(dataset)]) == 2
-    assert "expected --controlnet NET and --data DATASET" in capsys.readouterr().err
+    assert "expected --data DATASET and either --controlnet NET" in capsys.readouterr().err
     assert not (tmp_path / "out" / "report.json").exists()
