@@ -12,7 +12,9 @@ Obedience is where control lies between no_control (0) and vae (1), by the leadi
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
 from controlkit.evaluation.obedience import judge_of_rows
 from controlkit.evaluation.scores import Score, paired_share
-from controlkit.files import atomic_write_bytes, need_writable
+from controlkit.files import atomic_write_bytes
 from controlkit.generation.settings import encode_picture, library_versions, read_settings, weights_sha256
 from controlkit.models.bases import DEFAULT_BASE, find_base
 from controlkit.models.controlnets import find_controlnet
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from controlkit.data.rows import Row
     from controlkit.evaluation.metrics import Metric
     from controlkit.evaluation.obedience import Judge
+    from controlkit.models.bases import Base
+    from controlkit.models.controlnets import ControlNet
     from controlkit.processes import Processes
 
     Picture = NDArray[np.uint8]
@@ -119,21 +123,21 @@ class Answer:
         return self.scores[self.metric]
 
 
-def evaluate(
-    question: Question,
-    out: Path,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    processes: Processes,
-    say: Callable[[str], None] = lambda text: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Answer, Seen]:
-    """Paint what is not painted yet below `out`, and score all. Every process paints its share; all get the answer, and
-    what shows its pictures."""
-    # Everything that can be refused is refused before a weight is loaded.
+@dataclass(frozen=True)
+class Trial:
+    """A question whose every part was found and checked, before a weight is loaded."""
+
+    question: Question
+    base: Base
+    net: ControlNet
+    scheduler: Any
+    rows: list[Row]
+    judge: Judge
+
+
+def prepare(question: Question, *, processes: Processes, say: Callable[[str], None] = lambda text: None) -> Trial:
+    """Refuse what can be refused."""
     assert question.controlnet is not None
-    need_writable(out, "--out")
     base, net = find_base(question.base), find_controlnet(question.controlnet)
     net.check_fits(base)
     condition = question.condition or net.condition
@@ -144,14 +148,29 @@ def evaluate(
         )
     scheduler = make_sampler(question.sampler, base.scheduler, steps=question.steps)
     rows = questioned_rows(question, condition, say, processes)
-    judge = judge_of_rows(f"--controlnet {question.controlnet}", condition, rows)
+    return Trial(
+        question, base, net, scheduler, rows, judge_of_rows(f"--controlnet {question.controlnet}", condition, rows)
+    )
 
-    from controlkit.generation.pipelines import control_pipeline, load_parts
+
+def evaluate(
+    trial: Trial,
+    out: Path,
+    *,
+    parts: dict[str, Any],
+    dtype: torch.dtype,
+    processes: Processes,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Answer, Seen]:
+    """Paint what is not painted yet below `out`, and score all. `parts` are the networks of the base. Every process
+    paints its share; all get the answer, and what shows its pictures."""
+    question, base, net, rows, judge = trial.question, trial.base, trial.net, trial.rows, trial.judge
+    device = parts["unet"].device
+    from controlkit.generation.pipelines import control_pipeline
     from controlkit.generation.silent import silenced
 
-    parts = load_parts(base, dtype=dtype, device=device)
     nets = [net.load(torch_dtype=dtype).to(device).eval()]
-    pipeline = control_pipeline(base, parts, [silenced(nets)], scheduler)
+    pipeline = control_pipeline(base, parts, [silenced(nets)], trial.scheduler)
     models = {
         "base": {"name": question.base, "sha256": weights_sha256(base.folder)},
         "controlnet": {"name": question.controlnet, "sha256": weights_sha256(net.folder)},
@@ -160,21 +179,21 @@ def evaluate(
         "versions": library_versions(),
     }
     reader = Reader(Geometry(base.native_size), judge)
-    easel = Easel(pipeline, question, models, out)
+    easel = Easel(pipeline, question, models, base.native_size, out)
     cases, shown, mine = [], [], processes.slice(list(range(len(rows))))
     progress(0, len(mine))
     for done, number in enumerate(mine):
         picture, control_map = reader.read(rows[number])
         other_picture, other_map = reader.read(rows[(number + 1) % len(rows)])
         painted = {
-            "control": easel.paint(number, rows[number], control_map, question.weight),
-            "no_control": easel.paint(number, rows[number], control_map, 0.0),
+            "control": easel.paint(number, rows[number], control_map),
+            "no_control": easel.paint(number, rows[number], None),
             "vae": easel.through_vae(picture),
             "real": picture,
         }
         seen = {row: judge.measure(made, control_map, picture) for row, made in painted.items()}
         seen["chance"] = judge.measure(painted["control"], other_map, other_picture)
-        files = {row: easel.name(number, weight) for row, weight in (("control", question.weight), ("no_control", 0.0))}
+        files = {row: easel.names[number, row] for row in ("control", "no_control")}
         cases.append(Case.of(number, rows[number], judge, seen, files, number))
         shown.append(seen)
         progress(done + 1, len(mine))
@@ -288,25 +307,33 @@ class Seen:
 
 
 class Easel:
-    """Paints, and finds again what was painted under the same settings."""
+    """Paints, and finds again what was painted under the same settings, by whatever question."""
 
-    def __init__(self, pipeline: Any, question: Question, models: dict[str, Any], out: Path) -> None:
-        self.pipeline, self.question, self.models, self.out = pipeline, question, models, out
+    def __init__(self, pipeline: Any, question: Question, models: dict[str, Any], side: int, out: Path) -> None:
+        self.pipeline, self.question, self.models, self.side, self.out = pipeline, question, models, side, out
+        self.names: dict[tuple[int, str], str] = {}  # number and row of the report -> file
 
-    def name(self, number: int, weight: float) -> str:
-        return f"{PICTURES}/{number:06d}.{'no_control' if weight == 0 else 'control'}.png"
-
-    def paint(self, number: int, row: Row, control_map: Picture, weight: float) -> Picture:
-        path = self.out / self.name(number, weight)
+    def paint(self, number: int, row: Row, control_map: Picture | None) -> Picture:
+        """Under the map; without one the base alone, which is the same for every ControlNet."""
         question = self.question
         settings = {
-            **self.models,
-            **{"prompt": row.caption, "picture": row.content, "map": _digest(control_map), "weight": weight},
+            **{name: value for name, value in self.models.items() if control_map is not None or name != "controlnet"},
+            **{"prompt": row.caption, "picture": row.content},
             **{name: getattr(question, name) for name in ("sampler", "steps", "cfg")},
             "seed": question.seed + number,
         }
+        weight = 0.0
+        if control_map is not None:
+            weight = question.weight
+            settings |= {"map": _digest(control_map), "weight": weight}
+        which = "no_control" if control_map is None else "control"
+        name = f"{PICTURES}/{number:06d}.{which}.{sha256(json.dumps(settings).encode()).hexdigest()[:8]}.png"
+        self.names[number, which] = name
+        path = self.out / name
         if path.exists() and _same(path, settings):
             return read_picture(path)
+        if control_map is None:
+            control_map = np.zeros((self.side, self.side, 3), np.uint8)  # of weight 0: it says the size alone
         import torch
         from PIL import Image
 
@@ -348,6 +375,4 @@ def _same(path: Path, settings: dict[str, Any]) -> bool:
 
 
 def _digest(control_map: Picture) -> str:
-    from hashlib import sha256
-
     return sha256(control_map.tobytes()).hexdigest()

@@ -19,7 +19,6 @@ from controlkit.data.pictures import cover, read_picture, resize_picture
 from controlkit.errors import RequestError
 from controlkit.evaluation.evaluate import Answer, Case, Question, conclude, questioned_rows
 from controlkit.evaluation.obedience import judge_of_rows
-from controlkit.files import need_writable
 from controlkit.generation.settings import read_settings
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 def evaluate_pictures(
     question: Question,
-    out: Path,
     *,
     processes: Processes,
     say: Callable[[str], None] = lambda text: None,
@@ -45,7 +43,6 @@ def evaluate_pictures(
     """Score the pictures of a folder. Every process scores its share; all get the answer, and what shows its
     pictures."""
     assert question.pictures is not None
-    need_writable(out, "--out")
     folder = Path(question.pictures).expanduser()
     if not folder.is_dir():
         raise RequestError(f"--pictures {folder}: there is no such folder")
