@@ -5,6 +5,7 @@ from typing import Literal
 
 import pytest
 
+from controlkit.cli.train import FIRST_CONFIG
 from controlkit.config import build, find_config, shipped_configs, to_yaml
 from controlkit.errors import RequestError
 from controlkit.toybox.lessons import LessonConfig
@@ -130,7 +131,7 @@ def test_every_shipped_config_is_read_and_opens_with_its_command(name):
 
 def test_the_first_config_is_for_the_small_base_and_the_defaults_are_not():
     """Steps of that size would tear a base of full size apart."""
-    first, plain = build(TrainConfig, shipped_configs()["circles"]), TrainConfig()
+    first, plain = build(TrainConfig, shipped_configs()[FIRST_CONFIG]), TrainConfig()
     assert first.base == plain.base == "toybox"
     assert plain.lr < first.lr / 10
 

@@ -183,16 +183,3 @@ def _score_table(answer: dict[str, Any]) -> list[str]:
                 cells.append(f"{score['mean']:.1%} ({score['low']:.0%}-{score['high']:.0%})")
         lines.append(f"{metric:<20}" + "".join(f"{cell:>18}" for cell in cells))
     return lines
-
-
-@command.command("pack")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@common_options(answers=True)
-def pack_command(source: Path, out: Path, output: Output) -> int:
-    """Write the pipeline in SOURCE to OUT in half precision: half the bytes, read by every tool as float32."""
-    from controlkit.models.pack import pack
-
-    size = pack(source, out)
-    output.answer(f"{out}: {size / 1e6:.1f} MB", {"out": str(out), "bytes": size})
-    return 0

@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "inspect": "inspect",
     "convert": "convert",
+    "pack": "pack",
     "base": "base",
     "toybox": "toybox",
     "doctor": "doctor",

@@ -11,7 +11,7 @@ from controlkit.cli.output import common_options
 if TYPE_CHECKING:
     from controlkit.cli.output import Output
 
-FIRST_CONFIG = "circles"
+FIRST_CONFIG = "toybox-canny"
 
 
 @click.command()
@@ -29,7 +29,7 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
 
     On several GPUs or machines: `accelerate launch train_controlnet.py` with the same arguments. KEY=VALUE overrides
     the config, e.g. `data.path=data lr=2e-5 steps=20000`; `--dry-run` prints all there are. With neither --config nor
-    base=, the config `circles` serves: a first run of some minutes on the base that comes with the package.
+    base=, the config `toybox-canny` serves: a first run on drawn scenes and the base that comes with the package.
     """
     import controlkit.toybox.register  # noqa: F401  (its worlds can be named as data.path)
     from controlkit.cli.output import Output

@@ -56,6 +56,12 @@ class Given:
         return Given(what, pixels.shape[1], pixels.shape[0])
 
 
+def type_of(control: Control) -> str | None:
+    """What was said, else what the file says of itself."""
+    entry = read_entry(control.file)
+    return control.type or (entry.type if entry else None)
+
+
 def read_map(control: Control, expected: str | None, *, annotate: bool, say: Callable[[str], None]) -> Map:
     """The map of a control. Its type is what was said, else what the file says of itself, else what the ControlNet was
     trained on, else guessed (and said)."""

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import RequestError
+from controlkit.generation.controls import type_of
 from controlkit.generation.execution import Execution
 from controlkit.generation.generate import load_models, paint
 from controlkit.generation.limits import refuse_what_cannot_be
@@ -104,6 +105,8 @@ def paint_many(
 def models_of(request: Request) -> Any:
     """What decides the loaded models and their order: requests that agree in it share them."""
     types = tuple(control.type for control in request.controls)  # nets may pair by type
+    if not request.controlnets:  # and are then chosen by what the maps say of themselves
+        types = tuple(type_of(control) for control in request.controls)
     texts = (request.base, request.prediction, request.tokenizer, request.vae)
     return texts, request.loras, request.embeddings, request.controlnets, types
 

@@ -16,7 +16,7 @@ from controlkit.generation.inpainting import Canvas
 from controlkit.generation.masks import read_mask
 from controlkit.generation.pipelines import need_latent_channels
 from controlkit.models.bases import find_base
-from controlkit.models.controlnets import find_controlnet
+from controlkit.models.controlnets import embedded_for, find_controlnet
 from controlkit.models.formats.embeddings import find_embeddings, say_unused
 from controlkit.models.formats.lora import plan_loras
 from controlkit.models.formats.vae_file import find_vae
@@ -167,6 +167,8 @@ def _check_clip_skip(request: Request, base: Base) -> None:
 
 def _find_controls(request: Request, base: Base, say: Callable[[str], None]) -> tuple[list[ControlNet], list[Map]]:
     """The ControlNet and the map of each control, which must agree in type and fit the base."""
+    if request.controls and not request.controlnets:
+        return _embedded_controls(request, base, say)
     found = [(find_controlnet(net.name), net.type) for net in request.controlnets]
     for controlnet, _ in found:
         controlnet.check_fits(base)
@@ -181,6 +183,28 @@ def _find_controls(request: Request, base: Base, say: Callable[[str], None]) -> 
             )
         maps.append(control_map)
     return [controlnet for controlnet, _ in paired], maps
+
+
+def _embedded_controls(request: Request, base: Base, say: Callable[[str], None]) -> tuple[list[ControlNet], list[Map]]:
+    """Where no ControlNet is named, those that come along with the base serve, chosen by the types of the maps."""
+    controlnets, maps = [], []
+    for control in request.controls:
+        control_map = read_map(control, None, annotate=request.annotate, say=say)
+        if control_map.type is None:
+            raise RequestError(
+                f"--control {control.file}: no --controlnet is named, and the file does not say its type; "
+                f"say it: --control canny={control.file}"
+            )
+        controlnet = embedded_for(base.name, control_map.type)
+        if controlnet is None:
+            raise RequestError(
+                f"--control {control.file}: no ControlNet for {control_map.type} maps comes along with base "
+                f"{base.name!r}; name one: --controlnet FOLDER_FILE_OR_ID"
+            )
+        say(f"controlnet: {controlnet.name}, which comes along; yours: --controlnet FOLDER_FILE_OR_ID")
+        controlnets.append(controlnet)
+        maps.append(control_map)
+    return controlnets, maps
 
 
 def pair(

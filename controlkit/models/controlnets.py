@@ -40,10 +40,15 @@ class ControlNet:
         return read_json(self.folder / "config.json")
 
     @cached_property
+    def notes(self) -> dict[str, Any]:
+        """What it was trained on, where its folder says so."""
+        notes = self.folder / NOTES
+        return read_json(notes) if notes.exists() else {}
+
+    @property
     def condition(self) -> str | None:
         """The control type it was trained on, where its folder says so."""
-        notes = self.folder / NOTES
-        return read_json(notes).get("condition") if notes.exists() else None
+        return self.notes.get("condition")
 
     def load(self, **options: Any) -> ControlNetModel:
         from diffusers import ControlNetModel
@@ -151,6 +156,15 @@ def find_controlnet(name: str) -> ControlNet:
 def embedded_controlnets() -> dict[str, Callable[[], Path]]:
     """The ControlNets that come with the package."""
     return {name: partial(Path, folder) for name, folder in embedded("config.json").items()}
+
+
+def embedded_for(base: str, condition: str) -> ControlNet | None:
+    """The one that comes with the package for maps of this type, trained on the base of that name."""
+    for name, folder in embedded_controlnets().items():
+        controlnet = ControlNet(name, folder())
+        if (controlnet.notes.get("base"), controlnet.condition) == (base, condition):
+            return controlnet
+    return None
 
 
 def _download(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`controlkit base pack`: half the bytes, the same pictures within the rounding of halves."""
+"""`controlkit pack`: half the bytes, the same pictures within the rounding of halves."""
 
 import shutil
 
@@ -14,7 +14,7 @@ from controlkit.models.bases import find_base
 
 def test_a_packed_base_is_half_as_large_and_loads_as_it_is(tmp_path):
     source = find_base("random-sd15").folder
-    assert main(["base", "pack", str(source), str(tmp_path / "packed")]) == 0
+    assert main(["pack", str(source), str(tmp_path / "packed")]) == 0
     whole, packed = (
         {file.relative_to(folder): file for folder in (root,) for file in folder.rglob("*.safetensors")}
         for root in (source, tmp_path / "packed")
@@ -40,19 +40,19 @@ def test_a_packed_base_is_half_as_large_and_loads_as_it_is(tmp_path):
 
 
 def test_what_cannot_be_packed(tmp_path, capsys):
-    assert main(["base", "pack", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
+    assert main(["pack", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
     assert "model_index.json is missing" in capsys.readouterr().err
     source = find_base("random-sd15").folder
-    assert main(["base", "pack", str(source), str(tmp_path)]) == 2
+    assert main(["pack", str(source), str(tmp_path)]) == 2
     assert "exists; choose another folder" in capsys.readouterr().err
-    assert main(["base", "pack", str(find_base("random-sdxl").folder), str(tmp_path / "out")]) == 2
+    assert main(["pack", str(find_base("random-sdxl").folder), str(tmp_path / "out")]) == 2
     assert "expected a StableDiffusionPipeline" in capsys.readouterr().err
 
 
 def test_where_the_source_lay_is_not_told(tmp_path):
     source = tmp_path / "secret-place"
     shutil.copytree(find_base("random-sd15").folder, source)
-    main(["base", "pack", str(source), str(tmp_path / "packed"), "-q"])
+    main(["pack", str(source), str(tmp_path / "packed"), "-q"])
     texts = [path.read_text(encoding="utf-8") for path in (tmp_path / "packed").rglob("*.json")]
     assert len(texts) > 5
     assert not any("secret-place" in text for text in texts)
@@ -60,6 +60,6 @@ def test_where_the_source_lay_is_not_told(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_a_packed_base_loads_in_the_precision_asked_for(tmp_path, dtype):
-    main(["base", "pack", str(find_base("random-sd15").folder), str(tmp_path / "packed"), "-q"])
+    main(["pack", str(find_base("random-sd15").folder), str(tmp_path / "packed"), "-q"])
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "packed", torch_dtype=dtype)
     assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {dtype}

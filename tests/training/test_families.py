@@ -82,6 +82,7 @@ def test_sdxl_is_told_the_sizes_as_its_pipeline_tells_them(dataset):
     assert torch.equal(given.float(), told.expand(8, -1))
 
 
+@pytest.mark.slow
 def test_sdxl_trains_in_bfloat16(dataset, tmp_path):
     train(dataset, tmp_path / "run", "base=random-sdxl", "mixed_precision=bf16", "steps=2")
     train(dataset, tmp_path / "exact", "base=random-sdxl", "steps=2")
@@ -142,7 +143,13 @@ def scenes(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", FOR_REAL_BASES)
+# Those of one layout differ in the type of their maps.
+ALIKE = ("sd15-depth", "sd15-pose")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in FOR_REAL_BASES]
+)
 def test_a_config_runs_on_a_small_model_of_the_same_layout(scenes, tmp_path, name):
     small = [f"base=random-{name.partition('-')[0]}", "batch_size=2", "gradient_accumulation=1", "data.workers=0"]
     short = ["steps=1", "samples.every=1", "samples.steps=1", "samples.count=1"]

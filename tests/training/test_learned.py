@@ -98,6 +98,7 @@ def test_the_decoder_is_sampled_from_and_used_as_the_card_says(dataset, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_in_half_precision_the_decoder_learns_in_float32(dataset, tmp_path):
     """The locked encoder stays in the low precision; what is handed over is all of one."""
     train(dataset, tmp_path / "run", "decoder=true", "mixed_precision=bf16", "steps=1", "samples.every=1",
@@ -112,7 +113,7 @@ def test_in_half_precision_the_decoder_learns_in_float32(dataset, tmp_path):
 # How it goes on
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_resumed_run_with_all_of_it_equals_an_unbroken_one(dataset, tmp_path, precision):
     settings = ["decoder=true", "ema=0.9", "only_mid_control=true", "control_dropout=0.5", "objective.timesteps=cubic",
                 "objective.input_perturbation=0.1", f"mixed_precision={precision}"]  # fmt: skip

@@ -92,7 +92,9 @@ def test_channels_last_lays_out_both_networks_and_gives_the_same_loss(dataset):
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("settings", [["channels_last=true", "ema=0.9"], ["optimizer=lion"], ["optimizer=adafactor"],
+@pytest.mark.parametrize("settings", [["channels_last=true", "ema=0.9"],
+                                      pytest.param(["optimizer=lion"], marks=pytest.mark.slow),
+                                      pytest.param(["optimizer=adafactor"], marks=pytest.mark.slow),
                                       ["lr_schedule=linear", "warmup_steps=2"]])  # fmt: skip
 def test_a_resumed_run_equals_an_unbroken_one(dataset, tmp_path, settings):
     """A fused optimizer walks over memory: state that came back from disk in rows would meet the wrong weights."""

@@ -1,0 +1,29 @@
+"""`controlkit pack`: weights in half precision, as the embedded ones are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from controlkit.cli.output import common_options
+
+if TYPE_CHECKING:
+    from controlkit.cli.output import Output
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@common_options(answers=True)
+def command(source: Path, out: Path, output: Output) -> int:
+    """Write a pipeline or a ControlNet to OUT in half precision.
+
+    SOURCE is a folder in diffusers' layout. What comes out takes half the bytes, and every tool reads it as float32.
+    """
+    from controlkit.models.pack import pack
+
+    size = pack(source, out)
+    output.answer(f"{out}: {size / 1e6:.1f} MB", {"out": str(out), "bytes": size})
+    return 0
