@@ -70,7 +70,7 @@ def generate(
 
 def load_models(plan: Plan, *, device: torch.device | str, dtype: torch.dtype) -> Models:
     """Weights enter the memory here and nowhere else."""
-    nets = [net.load(torch_dtype=dtype).to(device).eval() for net in plan.controlnets]
+    nets = [net.load(torch_dtype=dtype).to(device).eval() for net in plan.nets]
     parts = load_parts(plan.base, dtype=dtype, device=device, vae=plan.vae)
     apply_loras(parts, plan.loras)
     add_embeddings(parts, plan.embeddings)
@@ -133,9 +133,9 @@ def paint(
 
 
 def _walk(plan: Plan, pipeline: Any, generators: list[torch.Generator]) -> AbstractContextManager[dict[str, Any]]:
-    """Where a mask says what is painted, RePaint's walk; else the sampler's own."""
+    """Where a mask is painted by RePaint, its walk; else the sampler's own."""
     request = plan.request
-    if plan.canvas is None or request.mask is None:
+    if plan.canvas is None or request.mask is None or not request.repaints:
         return nullcontext({})
     return repainting(
         pipeline,

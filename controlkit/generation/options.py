@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from controlkit.diffusion.samplers import ETA_SAMPLERS
 from controlkit.errors import RequestError, known
 from controlkit.generation.request import Mask, Net, Request, parse_controls, parse_size, parse_window
+from controlkit.generation.ways import REPAINT, complete
 from controlkit.models.formats.lora import Lora
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ _OF_CONTROLS = ("control", "control-mode")
 # Option -> (field of the mask, how its value is read).
 _OF_MASK: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "mask": ("file", lambda value: Path(_text(value))),
+    "inpaint": ("way", _text),
     "invert-mask": ("invert", _switch),
     "grow": ("grow", _whole),
     "feather": ("feather", _whole),
@@ -86,6 +88,7 @@ _OF_MASK: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "jump-samples": ("samples", _whole),
     "jump-window": ("window", lambda value: parse_window(_text(value))),
 }
+_OF_REPAINT = ("jump-length", "jump-samples", "jump-window")
 OPTIONS = (*_OF_CONTROLS, *_OF_MASK, *_FIELDS)
 
 
@@ -95,9 +98,7 @@ def request_of(options: Mapping[str, Any]) -> Request:
     fields: dict[str, Any] = {}
     of_mask: dict[str, Any] = {}
     if given.get("mask"):
-        given = {"sampler": "ddim", **given}
-        if given["sampler"] in ETA_SAMPLERS:
-            given = {"eta": 1.0, **given}  # noise in each step is what brings the two parts together
+        given = _of_masked(given)
     for name, value in given.items():
         if name not in OPTIONS:
             raise RequestError(f"unknown option {name!r}: {known(name, OPTIONS)}")
@@ -120,8 +121,21 @@ def request_of(options: Mapping[str, Any]) -> Request:
     of_mask = {field: value for field, value in of_mask.items() if value is not False}
     if of_mask and "file" not in of_mask:
         raise RequestError(
-            f"{next(name for name in _OF_MASK if given.get(name))}: says how a mask is used; give --mask"
+            f"{next(name for name in _OF_MASK if given.get(name))}: says how a mask is used; give --mask FILE"
         )
     if of_mask:
         fields["mask"] = Mask(**of_mask)
     return Request(controls=parse_controls(controls, modes), **fields)
+
+
+def _of_masked(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a masked picture, with those that follow from its way."""
+    nets = tuple(Net.parse(text) for text in _texts(given.get("controlnet", ())))
+    given = {**given, **complete(given, nets)}
+    if given["inpaint"] == REPAINT:
+        given = {"sampler": "ddim", **given}
+        # Noise in each step is what brings the two parts together.
+        return {"eta": 1.0, **given} if given["sampler"] in ETA_SAMPLERS else given
+    if walks := [name for name in _OF_REPAINT if name in given]:
+        raise RequestError(f"{walks[0]}: says how RePaint walks, and {given['inpaint']!r} does not; leave it out")
+    return given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,22 +12,33 @@ from controlkit.data.pictures import read_picture
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
 from controlkit.files import sha256
-from controlkit.generation.controls import LARGEST_AREA, Given, Map, choose_size, fit_map, fit_picture, read_map
+from controlkit.generation.controls import (
+    LARGEST_AREA,
+    Given,
+    Map,
+    choose_size,
+    fit_map,
+    fit_picture,
+    read_map,
+    type_of,
+)
 from controlkit.generation.inpainting import Canvas
 from controlkit.generation.masks import read_mask
 from controlkit.generation.pipelines import need_latent_channels
+from controlkit.generation.ways import MODEL, REPAINT, check_way, fills_holes
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import embedded_for, find_controlnet
 from controlkit.models.formats.embeddings import find_embeddings, say_unused
 from controlkit.models.formats.lora import plan_loras
 from controlkit.models.formats.vae_file import find_vae
+from controlkit.models.inpaint_hint import INPAINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from controlkit.generation.request import Control, Mask, Request
+    from controlkit.generation.request import Control, Mask, Net, Request
     from controlkit.models.bases import Base
     from controlkit.models.controlnets import ControlNet
     from controlkit.models.formats.embeddings import Embedding
@@ -43,11 +55,13 @@ class StartingPicture:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a request asks for, found and checked. `maps`, `fitted` and `controlnets` pair by position."""
+    """What a request asks for, found and checked. `maps`, `fitted` and `controlnets` pair by position; `filler` is the
+    ControlNet that reads the picture with its hole."""
 
     request: Request
     base: Base
     controlnets: list[ControlNet]
+    filler: ControlNet | None
     maps: list[Map]
     fitted: list[NDArray[np.uint8]]  # the maps at the size of the picture
     start: StartingPicture | None
@@ -59,6 +73,11 @@ class Plan:
     size: tuple[int, int]  # width, height
 
     @property
+    def nets(self) -> list[ControlNet]:
+        """All of them, as they are computed."""
+        return [*self.controlnets, *([self.filler] if self.filler else [])]
+
+    @property
     def guided(self) -> bool:
         """Whether the UNet is asked twice, with the prompt and without."""
         return self.request.cfg > 1 and not _knows_cfg(self.base)
@@ -67,7 +86,10 @@ class Plan:
 def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
     """Find and check everything a request names; `say` hears what was guessed or changed."""
     base = find_base(request.base, prediction=request.prediction, tokenizer=request.tokenizer)
-    need_latent_channels(base)
+    fillers = [net for net in request.controlnets if fills_holes(net)]
+    check_way(request.mask.way if request.mask else None, base, fillers)
+    if not request.mask:
+        need_latent_channels(base)
     for guess in base.guesses:
         say(guess)
     controlnets, maps = _find_controls(request, base, say)
@@ -95,6 +117,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         request=request,
         base=base,
         controlnets=controlnets,
+        filler=_find_filler(fillers, base),
         maps=maps,
         fitted=[
             _on_canvas(control_map, canvas) if canvas else fit_map(control_map, size, say, request.resize)
@@ -119,16 +142,19 @@ def _canvas(request: Request, mask: Mask, picture: NDArray[np.uint8], base: Base
         hole,
         grow=mask.grow,
         feather=mask.feather,
-        multiple=base.vae_factor,
+        # diffusers' pipelines for ControlNets and masks ask for multiples of 8, whatever the VAE.
+        multiple=base.vae_factor if mask.way == REPAINT else math.lcm(base.vae_factor, 8),
         padding=mask.only_masked,
         area=area,
+        mixed=mask.way != REPAINT,
     )
     if mask.only_masked is None and width * height > LARGEST_AREA * area:
         say(
             f"painting {width}x{height} as a whole, where {base.name} paints at about {base.native_size}x"
             f"{base.native_size}; --only-masked 32 paints the masked part at that size"
         )
-    say(f"RePaint: the network is asked {request.walked_steps} times a picture")
+    how = {REPAINT: "RePaint", MODEL: f"by {base.name}, which reads masks"}.get(mask.way, "by a ControlNet")
+    say(f"inpainting: {how}; the network is asked {request.walked_steps} times a picture")
     return canvas
 
 
@@ -167,9 +193,13 @@ def _check_clip_skip(request: Request, base: Base) -> None:
 
 def _find_controls(request: Request, base: Base, say: Callable[[str], None]) -> tuple[list[ControlNet], list[Map]]:
     """The ControlNet and the map of each control, which must agree in type and fit the base."""
-    if request.controls and not request.controlnets:
+    for control in request.controls:
+        if type_of(control) == INPAINT:
+            raise RequestError(f"--control {control.file} is a mask; give it with --mask FILE, and --image FILE")
+    named = [net for net in request.controlnets if not fills_holes(net)]
+    if request.controls and not named:
         return _embedded_controls(request, base, say)
-    found = [(find_controlnet(net.name), net.type) for net in request.controlnets]
+    found = [(find_controlnet(net.name), net.type) for net in named]
     for controlnet, _ in found:
         controlnet.check_fits(base)
     paired = pair(request.controls, [(controlnet, type or controlnet.condition) for controlnet, type in found])
@@ -183,6 +213,18 @@ def _find_controls(request: Request, base: Base, say: Callable[[str], None]) -> 
             )
         maps.append(control_map)
     return [controlnet for controlnet, _ in paired], maps
+
+
+def _find_filler(nets: list[Net], base: Base) -> ControlNet | None:
+    if not nets:
+        return None
+    filler = find_controlnet(nets[0].name)
+    filler.check_fits(base)
+    if filler.condition not in (None, INPAINT):
+        raise RequestError(
+            f"ControlNet {filler.name!r} was trained on {filler.condition}, and is asked for as {INPAINT}"
+        )
+    return filler
 
 
 def _embedded_controls(request: Request, base: Base, say: Callable[[str], None]) -> tuple[list[ControlNet], list[Map]]:

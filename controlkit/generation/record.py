@@ -72,6 +72,9 @@ def record(
             }
             for control_map, fitted, controlnet in zip(plan.maps, plan.fitted, plan.controlnets, strict=True)
         ],
+        "inpaint_controlnet": (
+            {"name": plan.filler.name, "sha256": weights_sha256(plan.filler.folder)} if plan.filler else None
+        ),
         "annotate": request.annotate,
         "control_half": request.control_half,
         "resize": request.resize,

@@ -15,6 +15,7 @@ from controlkit.generation.settings import library_versions, read_settings, weig
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
 from controlkit.models.formats.lora import Lora
+from controlkit.models.inpaint_hint import INPAINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +90,7 @@ def open_replay(path: Path) -> Replay:
 
 def request_of(settings: dict[str, Any]) -> Request:
     """The request of one picture and those painted together with it, as `record` wrote it down."""
-    image, vae = settings["image"], settings["vae"]
+    image, vae, filler = settings["image"], settings["vae"], settings["inpaint_controlnet"]
     return Request(
         controls=tuple(
             Control(
@@ -100,8 +101,9 @@ def request_of(settings: dict[str, Any]) -> Request:
             for control in settings["controls"]
         ),
         # Controls and nets were paired by type then; here they are by position, which a type could undo.
-        controlnets=tuple(
-            Net(name=control["controlnet"]["name"], type=control["type"]) for control in settings["controls"]
+        controlnets=(
+            *(Net(name=control["controlnet"]["name"], type=control["type"]) for control in settings["controls"]),
+            *((Net(name=filler["name"], type=INPAINT),) if filler else ()),
         ),
         image=Path(image["file"]) if image else None,
         strength=image["strength"] if image else None,
@@ -153,6 +155,8 @@ def _files(settings: dict[str, Any]) -> list[tuple[str, str, Callable[[], str], 
     for control in settings["controls"]:
         net = control["controlnet"]
         found.append(("--control", control["file"], of_file(control["file"]), control["sha256"]))
+        found.append(("--controlnet", net["name"], of_net(net["name"]), net["sha256"]))
+    if net := settings["inpaint_controlnet"]:
         found.append(("--controlnet", net["name"], of_net(net["name"]), net["sha256"]))
     if image := settings["image"]:
         found.append(("--image", image["file"], of_file(image["file"]), image["sha256"]))

@@ -138,7 +138,10 @@ def find_base(name: str, *, prediction: str | None = None, tokenizer: str | None
         raise RequestError(f"--tokenizer is for a base in a single file; {name!r} has its own, leave it out")
     folder = find_folder(name, "base", "model_index.json", names, lambda: _download(name))
     base = Base(name, folder, prediction)
-    supported = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline")
+    supported = (
+        *("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
+        *("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"),
+    )
     if (found := base.index.get("_class_name")) not in supported:
         raise RequestError(f"base {name!r} is a {found}; expected {', '.join(supported[:-1])} or {supported[-1]}")
     return base

@@ -18,6 +18,5 @@ def inpaint_hint(picture: NDArray[np.uint8], mask: NDArray[np.uint8]) -> torch.T
     inpainting (control_v11p_sd15_inpaint) have it and diffusers' documentation says."""
     import torch
 
-    hint = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
-    hidden = torch.from_numpy(mask[:, :, 0]) > 127
-    return hint.masked_fill(hidden, -1.0)
+    hint = torch.tensor(picture).permute(2, 0, 1).float() / 255
+    return hint.masked_fill(torch.tensor(mask[:, :, 0]) > 127, -1.0)
