@@ -35,6 +35,8 @@ if TYPE_CHECKING:
               help="How much of --image changes: the share of the steps that is walked.  [default: 0.6]")  # fmt: skip
 @click.option("--mask", metavar="FILE",
               help="Paint only what is white here of --image; all else stays bit for bit.")  # fmt: skip
+@click.option("--outpaint", metavar="LEFT,TOP,RIGHT,BOTTOM",
+              help="Enlarge --image by so many pixels and paint what is new; the old part stays.")  # fmt: skip
 @click.option("--inpaint", type=click.Choice(["repaint", "model", "controlnet"]),
               help="By any base, by one that reads masks (9 channels), or by a ControlNet for it.  [default: what base "
                    "and ControlNet are made for, else repaint]")  # fmt: skip

@@ -12,6 +12,7 @@ from controlkit.errors import RequestError
 from controlkit.generation.execution import Execution
 from controlkit.generation.inpainting import repainting
 from controlkit.generation.limits import refuse_what_cannot_be
+from controlkit.generation.pace import Pace
 from controlkit.generation.pipelines import load_parts
 from controlkit.generation.plan import make_plan
 from controlkit.generation.record import made_maps, record
@@ -101,11 +102,15 @@ def paint(
     settings = record(plan, device=device, dtype=models.parts["unet"].dtype, execution=execution)
     wanted = request.seeds if seeds is None else seeds
     batches = [batch for batch in request.batches if set(batch) & set(wanted)]
+    calls = request.walked_steps * pipeline.scheduler.order * len(batches)
+    pace = Pace(calls, device, say) if plan.canvas else None
     done, total = 0, request.walked_steps * sum(map(len, batches))
     progress(done, total)
     for batch in batches:
 
         def after_step(_: Any, step: int, __: Any, values: Any, done: int = done, count: int = len(batch)) -> Any:
+            if pace:
+                pace.step()
             # Samplers of second order call more than once a step.
             progress(done + min(step + 1, request.walked_steps) * count, total)
             return values

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from controlkit.diffusion.samplers import ETA_SAMPLERS
 from controlkit.errors import RequestError, known
-from controlkit.generation.request import Mask, Net, Request, parse_controls, parse_size, parse_window
+from controlkit.generation.request import (
+    Mask,
+    Net,
+    Request,
+    parse_controls,
+    parse_outpaint,
+    parse_size,
+    parse_window,
+)
 from controlkit.generation.ways import REPAINT, complete
 from controlkit.models.formats.lora import Lora
 
@@ -79,6 +87,7 @@ _OF_CONTROLS = ("control", "control-mode")
 # Option -> (field of the mask, how its value is read).
 _OF_MASK: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "mask": ("file", lambda value: Path(_text(value))),
+    "outpaint": ("outpaint", lambda value: parse_outpaint(_text(value))),
     "inpaint": ("way", _text),
     "invert-mask": ("invert", _switch),
     "grow": ("grow", _whole),
@@ -97,7 +106,7 @@ def request_of(options: Mapping[str, Any]) -> Request:
     given = {name: value for name, value in options.items() if value is not None}
     fields: dict[str, Any] = {}
     of_mask: dict[str, Any] = {}
-    if given.get("mask"):
+    if given.get("mask") or given.get("outpaint"):
         given = _of_masked(given)
     for name, value in given.items():
         if name not in OPTIONS:
@@ -119,12 +128,13 @@ def request_of(options: Mapping[str, Any]) -> Request:
             "no ControlNet is given; expected --controlnet FOLDER, e.g. --controlnet runs/circles/controlnet"
         )
     of_mask = {field: value for field, value in of_mask.items() if value is not False}
-    if of_mask and "file" not in of_mask:
+    if of_mask and not {"file", "outpaint"} & set(of_mask):
         raise RequestError(
-            f"{next(name for name in _OF_MASK if given.get(name))}: says how a mask is used; give --mask FILE"
+            f"{next(name for name in _OF_MASK if given.get(name))}: says how a mask is used; give --mask FILE "
+            f"or --outpaint LEFT,TOP,RIGHT,BOTTOM"
         )
     if of_mask:
-        fields["mask"] = Mask(**of_mask)
+        fields["mask"] = Mask(**{"file": None, **of_mask})
     return Request(controls=parse_controls(controls, modes), **fields)
 
 
@@ -132,6 +142,10 @@ def _of_masked(given: dict[str, Any]) -> dict[str, Any]:
     """The options of a masked picture, with those that follow from its way."""
     nets = tuple(Net.parse(text) for text in _texts(given.get("controlnet", ())))
     given = {**given, **complete(given, nets)}
+    if "mask" not in given:
+        if given.get("invert-mask"):
+            raise RequestError("invert-mask: there is no mask; leave it out, or give --mask FILE")
+        given = {"feather": 0, **given}  # all of the old picture stays
     if given["inpaint"] == REPAINT:
         given = {"sampler": "ddim", **given}
         # Noise in each step is what brings the two parts together.

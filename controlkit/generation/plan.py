@@ -26,6 +26,7 @@ from controlkit.generation.inpainting import Canvas
 from controlkit.generation.masks import read_mask
 from controlkit.generation.pipelines import need_latent_channels
 from controlkit.generation.ways import MODEL, REPAINT, check_way, fills_holes
+from controlkit.generation.windows import extend
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import embedded_for, find_controlnet
 from controlkit.models.formats.embeddings import find_embeddings, say_unused
@@ -120,7 +121,9 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         filler=_find_filler(fillers, base),
         maps=maps,
         fitted=[
-            _on_canvas(control_map, canvas) if canvas else fit_map(control_map, size, say, request.resize)
+            _on_canvas(control_map, canvas, request.mask)
+            if canvas and request.mask
+            else fit_map(control_map, size, say, request.resize)
             for control_map in maps
         ],
         start=start,
@@ -135,7 +138,12 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
 
 def _canvas(request: Request, mask: Mask, picture: NDArray[np.uint8], base: Base, say: Callable[[str], None]) -> Canvas:
     height, width = picture.shape[:2]
-    hole = read_mask(mask.file, (width, height), invert=mask.invert, say=say)
+    hole = np.zeros((height, width), np.float32)
+    if mask.file:
+        hole = read_mask(mask.file, (width, height), invert=mask.invert, say=say)
+    if any(mask.outpaint):
+        picture, hole = extend(picture, hole, mask.outpaint)
+        height, width = hole.shape
     area = base.native_size**2
     canvas = Canvas.of(
         picture,
@@ -158,16 +166,20 @@ def _canvas(request: Request, mask: Mask, picture: NDArray[np.uint8], base: Base
     return canvas
 
 
-def _on_canvas(control_map: Map, canvas: Canvas) -> NDArray[np.uint8]:
-    """The part of a map that belongs to what is painted."""
+def _on_canvas(control_map: Map, canvas: Canvas, mask: Mask) -> NDArray[np.uint8]:
+    """The part of a map that belongs to what is painted. A map of the picture before it grew stands in black."""
     height, width = canvas.picture.shape[:2]
-    found = control_map.pixels.shape[1], control_map.pixels.shape[0]
+    pixels = control_map.pixels
+    left, top, right, bottom = mask.outpaint
+    if pixels.shape[:2] == (height - top - bottom, width - left - right):
+        pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)))
+    found = pixels.shape[1], pixels.shape[0]
     if found != (width, height):
         raise RequestError(
             f"--control {control_map.control.file} is {found[0]}x{found[1]}, the masked picture {width}x{height}; "
             f"expected a map of the picture's size"
         )
-    return canvas.control(control_map.pixels, control_map.values)
+    return canvas.control(pixels, control_map.values)
 
 
 def _knows_cfg(base: Base) -> bool:

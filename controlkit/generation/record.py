@@ -45,7 +45,13 @@ def record(
     mask = None
     if request.mask:
         file = request.mask.file
-        mask = {**asdict(request.mask), "file": str(file), "sha256": sha256(file), "window": [*request.mask.window]}
+        mask = {
+            **asdict(request.mask),
+            "file": str(file) if file else None,
+            "sha256": sha256(file) if file else None,
+            "outpaint": [*request.mask.outpaint],
+            "window": [*request.mask.window],
+        }
     return {
         "prompt": request.prompt,
         "negative": request.negative,

@@ -123,8 +123,9 @@ def request_of(settings: dict[str, Any]) -> Request:
 
 
 def _mask_of(mask: dict[str, Any]) -> Mask:
-    own = {name: value for name, value in mask.items() if name not in ("file", "sha256", "window")}
-    return Mask(file=Path(mask["file"]), window=(mask["window"][0], mask["window"][1]), **own)
+    lists: dict[str, Any] = {name: tuple(mask[name]) for name in ("outpaint", "window")}
+    own = {name: value for name, value in mask.items() if name not in ("file", "sha256", *lists)}
+    return Mask(file=Path(mask["file"]) if mask["file"] else None, **lists, **own)
 
 
 _AS_THEY_ARE = (
@@ -160,7 +161,7 @@ def _files(settings: dict[str, Any]) -> list[tuple[str, str, Callable[[], str], 
         found.append(("--controlnet", net["name"], of_net(net["name"]), net["sha256"]))
     if image := settings["image"]:
         found.append(("--image", image["file"], of_file(image["file"]), image["sha256"]))
-    if mask := settings["mask"]:
+    if (mask := settings["mask"]) and mask["file"]:
         found.append(("--mask", mask["file"], of_file(mask["file"]), mask["sha256"]))
     for option, key in (("--lora", "loras"), ("--embedding", "embeddings")):
         found += [(option, each["file"], of_weights(each["file"]), each["sha256"]) for each in settings[key]]

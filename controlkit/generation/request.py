@@ -73,9 +73,13 @@ class Net:
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """What of the image is painted, in which of the three ways (`generation/ways.py`), and how RePaint walks."""
+    """What of the image is painted, in which of the three ways (`generation/ways.py`), and how RePaint walks.
 
-    file: Path
+    The white part of `file`, the room that `outpaint` adds at left, top, right and bottom, or both.
+    """
+
+    file: Path | None
+    outpaint: tuple[int, int, int, int] = (0, 0, 0, 0)  # pixels
     way: str = REPAINT
     invert: bool = False  # black is painted
     grow: int = 0  # pixels
@@ -92,6 +96,9 @@ class Mask:
             for name, value in (("grow", self.grow), ("feather", self.feather), ("only_masked", self.only_masked or 0))
             if value < 0
         ]
+        if min(self.outpaint) < 0 or (self.file is None and not any(self.outpaint)):
+            numbers = ",".join(map(str, self.outpaint))
+            found.append(f"outpaint={numbers}: expected pixels to add at left, top, right, bottom, e.g. 0,0,256,0")
         if self.way not in WAYS:
             found.append(f"unknown way to inpaint {self.way!r}: {known(self.way, WAYS)}")
         if self.way != REPAINT:
@@ -186,7 +193,8 @@ class Request:
     def _problems_of_mask(self, mask: Mask) -> list[str]:
         problems = []
         if self.image is None:
-            problems.append(f"mask {mask.file}: lies on a picture; give it with --image FILE")
+            what = f"mask {mask.file}: lies on" if mask.file else "outpaint: enlarges"
+            problems.append(f"{what} a picture; give it with --image FILE")
         if self.repaints and self.sampler in SAMPLERS and self.sampler not in REPAINT_SAMPLERS:
             problems.append(
                 f"sampler {self.sampler!r} remembers the steps before, and RePaint jumps back; use one of "
@@ -281,3 +289,11 @@ def parse_window(text: str) -> tuple[float, float]:
     if not match:
         raise RequestError(f"--jump-window {text!r}: expected two shares of the noise, e.g. 0.2:0.8")
     return float(match[1]), float(match[2])
+
+
+def parse_outpaint(text: str) -> tuple[int, int, int, int]:
+    """ "0,0,256,0" -> (0, 0, 256, 0): left, top, right, bottom."""
+    if not re.fullmatch(r"-?\d+(,-?\d+){3}", text):
+        raise RequestError(f"--outpaint {text!r}: expected LEFT,TOP,RIGHT,BOTTOM in pixels, e.g. 0,0,256,0")
+    left, top, right, bottom = map(int, text.split(","))
+    return left, top, right, bottom

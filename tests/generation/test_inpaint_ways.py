@@ -165,6 +165,48 @@ def test_nets_and_bases_for_holes_need_one(files, tmp_path, capsys):
     assert "is a mask; give it with --mask FILE" in capsys.readouterr().err
 
 
+# Outpainting
+
+
+@pytest.mark.parametrize("way", ["repaint", "model", "controlnet"])
+def test_a_picture_is_enlarged_and_its_old_part_stays(files, tmp_path, way, capsys):
+    """Maps of the old size and of the new one are the same control, black where there was no picture."""
+    picture, edges = pixels(files / "picture.png"), pixels(files / "edges.png")
+    Image.fromarray(np.pad(edges, ((0, 3), (9, 0), (0, 0)))).save(tmp_path / "wide.png")
+    hole = ["--controlnet", f"inpaint={files / 'random-sd15-hole'}"] if way == "controlnet" else []
+    common = ["generate", "--image", str(files / "picture.png"), "--outpaint", "9,0,0,3", "--prompt", "a ball"]
+    common += ["--base", "random-sd15", "--inpaint", way, *map(str, hole), "--seed", "3", "--steps", "4"]
+    common += ["--sampler", "ddim", "--controlnet", str(files / "edges")]
+    walk = ["--jump-length", "2", "--jump-samples", "1"] if way == "repaint" else []
+    for name, control in (("one", files / "edges.png"), ("other", tmp_path / "wide.png")):
+        assert main([*common, *walk, "--control", str(control), "--out", str(tmp_path / f"{name}.png")]) == 0
+    assert "seconds in all" in capsys.readouterr().err
+    made = pixels(tmp_path / "one.png")
+    assert made.shape == (67, 73, 3)
+    assert (made[:64, 9:] == picture).all()
+    assert (made[:, :9] != made[:, 9:10]).any()
+    assert (made == pixels(tmp_path / "other.png")).all()
+    assert main(["generate", "--replay", str(tmp_path / "one.png"), "--out", str(tmp_path / "again.png")]) == 0
+    assert "bit for bit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--outpaint", "8,8"], "expected LEFT,TOP,RIGHT,BOTTOM in pixels, e.g. 0,0,256,0"),
+        (["--outpaint", "0,0,0,0"], "outpaint=0,0,0,0: expected pixels to add at left, top, right, bottom"),
+        (["--outpaint", "0,-8,0,0"], "outpaint=0,-8,0,0: expected pixels to add"),
+        (["--outpaint", "0,8,0,0", "--invert-mask"], "invert-mask: there is no mask"),
+        (["--feather", "3"], "give --mask FILE or --outpaint LEFT,TOP,RIGHT,BOTTOM"),
+    ],
+)
+def test_room_that_cannot_be_added_is_one_line(files, tmp_path, more, words, capsys):
+    given = ["generate", "--image", str(files / "picture.png"), "--base", "random-sd15", "--prompt", "x", "--seed", "1"]
+    assert main([*given, *more, "--out", str(tmp_path / "o.png")]) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "o.png").exists()
+
+
 def test_what_comes_along_with_the_base_is_found_by_its_name(monkeypatch):
     """Of any base: the sibling that reads masks is called as it, with -9ch behind."""
     from controlkit.generation.ways import complete
