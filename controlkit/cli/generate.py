@@ -36,12 +36,16 @@ if TYPE_CHECKING:
 @click.option("--resize", type=click.Choice(["crop", "pad", "fit"]), default="crop", show_default=True,
               help="A map of another shape: cut at the sides, black beside it, or squeezed.")  # fmt: skip
 @click.option("--image", metavar="FILE",
-              help="Start from this picture instead of from noise (img2img).")  # fmt: skip
+              help="Start from this picture instead of from noise (img2img); with --mask what is mended.")  # fmt: skip
 @click.option("--strength", type=float, metavar="0..1",
               help="How much of --image changes: the share of the steps that is walked.  [default: 0.6]")  # fmt: skip
 @click.option("--mask", metavar="FILE",
-              help="Paint only what is white here of --image, by RePaint; all else stays bit for bit.")  # fmt: skip
-@click.option("--inpaint", type=click.Choice(["repaint"]), help="How the masked part is painted.  [default: repaint]")
+              help="Paint only what is white here of --image; all else stays bit for bit.")  # fmt: skip
+@click.option("--outpaint", metavar="LEFT,TOP,RIGHT,BOTTOM",
+              help="Enlarge --image by so many pixels and paint what is new; the old part stays.")  # fmt: skip
+@click.option("--inpaint", type=click.Choice(["repaint", "model", "controlnet"]),
+              help="By any base, by one that reads masks (9 channels), or by a ControlNet for it.  [default: what base "
+                   "and ControlNet are made for, else repaint]")  # fmt: skip
 @click.option("--invert-mask", is_flag=True, help="Black is painted.")
 @click.option("--grow", type=int, metavar="PX", help="Make the mask larger on all sides.  [default: 0]")
 @click.option("--feather", type=int, metavar="PX",
@@ -70,9 +74,9 @@ if TYPE_CHECKING:
 @click.option("--embedding", "embeddings", multiple=True, metavar="FILE",
               help="A textual inversion, called in the prompt by the file's name.")  # fmt: skip
 @click.option("--vae", metavar="FILE_OR_FOLDER", help="A VAE in the place of the base's.")
-@click.option("--sampler", help="How the noise is removed.  [default: dpmpp_2m_karras; with --mask ddim]")
+@click.option("--sampler", help="How the noise is removed.  [default: dpmpp_2m_karras; with RePaint ddim]")
 @click.option("--eta", type=float, metavar="0..1",
-              help="Noise of each step, for ddim and tcd.  [default: 0, none; with --mask 1]")  # fmt: skip
+              help="Noise of each step, for ddim and tcd.  [default: 0, none; with RePaint 1]")  # fmt: skip
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
 @click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
 @click.option("--cfg-interval", metavar="FROM:TO",
@@ -129,7 +133,6 @@ def command(
     dtype: str | None,
     execution: Execution,
     output: Output,
-    inpaint: str | None,
     **others: Any,
 ) -> int:
     """Paint pictures: from a prompt, from a picture (--image), under control maps (--control) or without.
@@ -164,8 +167,6 @@ def command(
         "num": num,
         **{name.replace("_", "-"): value for name, value in others.items()},
     }
-    if inpaint and not (others["mask"] or requests):
-        raise RequestError(f"--inpaint {inpaint}: nothing is masked; give --mask FILE")
     if requests and (grid or sweeps):
         raise RequestError("--requests goes without --grid and --sweep: its pictures may be of any size")
     how: dict[str, Any] = {"device": device, "dtype": dtype, "execution": execution, "output": output}

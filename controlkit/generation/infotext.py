@@ -77,6 +77,8 @@ def _fields(settings: dict[str, Any]) -> dict[str, Any]:
         fields["VAE"] = Path(settings["vae"]["name"]).name
     if settings["image"]:
         fields["Denoising strength"] = f"{settings['image']['strength']:g}"
+    if settings["mask"]:
+        fields["Mask blur"] = settings["mask"]["feather"]
     if settings["eta"]:
         fields["Eta DDIM" if name == "ddim" else "Eta"] = f"{settings['eta']:g}"
     if settings["clip_skip"] > 1:

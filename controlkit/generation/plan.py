@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,26 +12,38 @@ from controlkit.data.pictures import read_picture
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
 from controlkit.files import sha256
-from controlkit.generation.controls import LARGEST_AREA, Given, Map, choose_size, fit_map, fit_picture, read_map
+from controlkit.generation.controls import (
+    LARGEST_AREA,
+    Given,
+    Map,
+    choose_size,
+    fit_map,
+    fit_picture,
+    read_map,
+    type_of,
+)
 from controlkit.generation.inpainting import Canvas
 from controlkit.generation.interval import WHOLE
 from controlkit.generation.masks import read_mask
 from controlkit.generation.pipelines import need_latent_channels
 from controlkit.generation.prompt_chunks import check_length
 from controlkit.generation.residuals import layer_weights, residual_count
+from controlkit.generation.ways import MODEL, REPAINT, check_way, fills_holes
+from controlkit.generation.windows import extend
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import embedded_for, find_controlnet
 from controlkit.models.formats.embeddings import find_embeddings, say_unused
 from controlkit.models.formats.hypernetworks import find_hypernetworks
 from controlkit.models.formats.lora import plan_loras
 from controlkit.models.formats.vae_file import find_vae
+from controlkit.models.inpaint_hint import INPAINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from controlkit.generation.request import Control, Mask, Request
+    from controlkit.generation.request import Control, Mask, Net, Request
     from controlkit.models.bases import Base
     from controlkit.models.controlnets import ControlNet
     from controlkit.models.formats.embeddings import Embedding
@@ -49,11 +62,12 @@ class FittedPicture:
 @dataclass(frozen=True)
 class Plan:
     """What a request asks for, found and checked. `maps`, `fitted`, `regions`, `layers` and `controlnets` pair by
-    position."""
+    position; `filler` is the ControlNet that reads the picture with its hole."""
 
     request: Request
     base: Base
     controlnets: list[ControlNet]
+    filler: ControlNet | None
     maps: list[Map]
     fitted: list[NDArray[np.uint8]]  # the maps at the size of the picture
     regions: list[FittedPicture | None]  # where each control holds
@@ -68,6 +82,11 @@ class Plan:
     size: tuple[int, int]  # width, height
 
     @property
+    def nets(self) -> list[ControlNet]:
+        """All of them, as they are computed."""
+        return [*self.controlnets, *([self.filler] if self.filler else [])]
+
+    @property
     def guided(self) -> bool:
         """Whether the UNet is asked twice, with the prompt and without."""
         return self.request.cfg > 1 and not _knows_cfg(self.base)
@@ -76,7 +95,10 @@ class Plan:
 def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
     """Find and check everything a request names; `say` hears what was guessed or changed."""
     base = find_base(request.base, prediction=request.prediction, tokenizer=request.tokenizer)
-    need_latent_channels(base)
+    fillers = [net for net in request.controlnets if fills_holes(net)]
+    check_way(request.mask.way if request.mask else None, base, fillers)
+    if not request.mask:
+        need_latent_channels(base)
     for guess in base.guesses:
         say(guess)
     controlnets, maps = _find_controls(request, base, say)
@@ -107,9 +129,12 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         request=request,
         base=base,
         controlnets=controlnets,
+        filler=_find_filler(fillers, base),
         maps=maps,
         fitted=[
-            _on_canvas(control_map, canvas) if canvas else fit_map(control_map, size, say, request.resize)
+            _on_canvas(control_map, canvas, request.mask)
+            if canvas and request.mask
+            else fit_map(control_map, size, say, request.resize)
             for control_map in maps
         ],
         regions=[_region(request, control, size, canvas, say) for control in request.controls],
@@ -130,23 +155,31 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
 
 def _canvas(request: Request, mask: Mask, picture: NDArray[np.uint8], base: Base, say: Callable[[str], None]) -> Canvas:
     height, width = picture.shape[:2]
-    hole = read_mask(mask.file, (width, height), invert=mask.invert, say=say)
+    hole = np.zeros((height, width), np.float32)
+    if mask.file:
+        hole = read_mask(mask.file, (width, height), invert=mask.invert, say=say)
+    if any(mask.outpaint):
+        picture, hole = extend(picture, hole, mask.outpaint)
+        height, width = hole.shape
     area = base.native_size**2
     canvas = Canvas.of(
         picture,
         hole,
         grow=mask.grow,
         feather=mask.feather,
-        multiple=base.vae_factor,
+        # diffusers' pipelines for ControlNets and masks ask for multiples of 8, whatever the VAE.
+        multiple=base.vae_factor if mask.way == REPAINT else math.lcm(base.vae_factor, 8),
         padding=mask.only_masked,
         area=area,
+        mixed=mask.way != REPAINT,
     )
     if mask.only_masked is None and width * height > LARGEST_AREA * area:
         say(
             f"painting {width}x{height} as a whole, where {base.name} paints at about {base.native_size}x"
             f"{base.native_size}; --only-masked 32 paints the masked part at that size"
         )
-    say(f"RePaint: the network is asked {request.walked_steps} times a picture")
+    how = {REPAINT: "RePaint", MODEL: f"by {base.name}, which reads masks"}.get(mask.way, "by a ControlNet")
+    say(f"inpainting: {how}; the network is asked {request.walked_steps} times a picture")
     return canvas
 
 
@@ -157,20 +190,28 @@ def _region(
     if control.mask is None:
         return None
     mask = Map(replace(control, file=control.mask), read_picture(control.mask), None, sha256(control.mask))
-    fitted = _on_canvas(mask, canvas, "--control-mask") if canvas else fit_map(mask, size, say, request.resize)
+    if canvas and request.mask:
+        fitted = _on_canvas(mask, canvas, request.mask, "--control-mask")
+    else:
+        fitted = fit_map(mask, size, say, request.resize)
     return FittedPicture(fitted, mask.file_sha256)
 
 
-def _on_canvas(control_map: Map, canvas: Canvas, option: str = "--control") -> NDArray[np.uint8]:
-    """The part of a map, or of a control's mask, that belongs to what is painted."""
+def _on_canvas(control_map: Map, canvas: Canvas, mask: Mask, option: str = "--control") -> NDArray[np.uint8]:
+    """The part of a map, or of a control's mask, that belongs to what is painted. One of the picture before it grew
+    stands in black."""
     height, width = canvas.picture.shape[:2]
-    found = control_map.pixels.shape[1], control_map.pixels.shape[0]
+    pixels = control_map.pixels
+    left, top, right, bottom = mask.outpaint
+    if pixels.shape[:2] == (height - top - bottom, width - left - right):
+        pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)))
+    found = pixels.shape[1], pixels.shape[0]
     if found != (width, height):
         raise RequestError(
             f"{option} {control_map.control.file} is {found[0]}x{found[1]}, the masked picture {width}x{height}; "
             f"expected a map of the picture's size"
         )
-    return canvas.control(control_map.pixels, control_map.values)
+    return canvas.control(pixels, control_map.values)
 
 
 def _knows_cfg(base: Base) -> bool:
@@ -195,9 +236,13 @@ def _check_clip_skip(request: Request, base: Base) -> None:
 
 def _find_controls(request: Request, base: Base, say: Callable[[str], None]) -> tuple[list[ControlNet], list[Map]]:
     """The ControlNet and the map of each control, which must agree in type and fit the base."""
-    if request.controls and not request.controlnets:
+    for control in request.controls:
+        if type_of(control) == INPAINT:
+            raise RequestError(f"--control {control.file} is a mask; give it with --mask FILE, and --image FILE")
+    named = [net for net in request.controlnets if not fills_holes(net)]
+    if request.controls and not named:
         return _embedded_controls(request, base, say)
-    found = [(find_controlnet(net.name), net.type) for net in request.controlnets]
+    found = [(find_controlnet(net.name), net.type) for net in named]
     for controlnet, _ in found:
         controlnet.check_fits(base)
     paired = pair(request.controls, [(controlnet, type or controlnet.condition) for controlnet, type in found])
@@ -216,6 +261,18 @@ def _find_controls(request: Request, base: Base, say: Callable[[str], None]) -> 
                 f"whole picture; leave its mask out"
             )
     return [controlnet for controlnet, _ in paired], maps
+
+
+def _find_filler(nets: list[Net], base: Base) -> ControlNet | None:
+    if not nets:
+        return None
+    filler = find_controlnet(nets[0].name)
+    filler.check_fits(base)
+    if filler.condition not in (None, INPAINT):
+        raise RequestError(
+            f"ControlNet {filler.name!r} was trained on {filler.condition}, and is asked for as {INPAINT}"
+        )
+    return filler
 
 
 def _embedded_controls(request: Request, base: Base, say: Callable[[str], None]) -> tuple[list[ControlNet], list[Map]]:

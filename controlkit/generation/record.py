@@ -48,7 +48,13 @@ def record(
     mask = None
     if request.mask:
         file = request.mask.file
-        mask = {**asdict(request.mask), "file": str(file), "sha256": sha256(file), "window": [*request.mask.window]}
+        mask = {
+            **asdict(request.mask),
+            "file": str(file) if file else None,
+            "sha256": sha256(file) if file else None,
+            "outpaint": [*request.mask.outpaint],
+            "window": [*request.mask.window],
+        }
     return {
         "prompt": request.prompt,
         "negative": request.negative,
@@ -77,6 +83,9 @@ def record(
                 plan.maps, plan.fitted, plan.regions, plan.controlnets, strict=True
             )
         ],
+        "inpaint_controlnet": (
+            {"name": plan.filler.name, "sha256": weights_sha256(plan.filler.folder)} if plan.filler else None
+        ),
         "annotate": request.annotate,
         "control_half": request.control_half,
         "resize": request.resize,

@@ -16,6 +16,7 @@ from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
 from controlkit.models.formats.hypernetworks import Hypernetwork
 from controlkit.models.formats.lora import Lora
+from controlkit.models.inpaint_hint import INPAINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +95,7 @@ def open_replay(path: Path) -> Replay:
 
 def request_of(settings: dict[str, Any]) -> Request:
     """The request of one picture and those painted together with it, as `record` wrote it down."""
-    image, vae = settings["image"], settings["vae"]
+    image, vae, filler = settings["image"], settings["vae"], settings["inpaint_controlnet"]
     return Request(
         controls=tuple(
             Control(
@@ -106,8 +107,9 @@ def request_of(settings: dict[str, Any]) -> Request:
             for control in settings["controls"]
         ),
         # Controls and nets were paired by type then; here they are by position, which a type could undo.
-        controlnets=tuple(
-            Net(name=control["controlnet"]["name"], type=control["type"]) for control in settings["controls"]
+        controlnets=(
+            *(Net(name=control["controlnet"]["name"], type=control["type"]) for control in settings["controls"]),
+            *((Net(name=filler["name"], type=INPAINT),) if filler else ()),
         ),
         image=Path(image["file"]) if image else None,
         strength=image["strength"] if image else None,
@@ -129,8 +131,9 @@ def request_of(settings: dict[str, Any]) -> Request:
 
 
 def _mask_of(mask: dict[str, Any]) -> Mask:
-    own = {name: value for name, value in mask.items() if name not in ("file", "sha256", "window")}
-    return Mask(file=Path(mask["file"]), window=(mask["window"][0], mask["window"][1]), **own)
+    lists: dict[str, Any] = {name: tuple(mask[name]) for name in ("outpaint", "window")}
+    own = {name: value for name, value in mask.items() if name not in ("file", "sha256", *lists)}
+    return Mask(file=Path(mask["file"]) if mask["file"] else None, **lists, **own)
 
 
 _AS_THEY_ARE = (
@@ -164,9 +167,11 @@ def _files(settings: dict[str, Any]) -> list[tuple[str, str, Callable[[], str], 
         found.append(("--controlnet", net["name"], of_net(net["name"]), net["sha256"]))
         if region := control["mask"]:
             found.append(("--control-mask", region["file"], of_file(region["file"]), region["sha256"]))
+    if net := settings["inpaint_controlnet"]:
+        found.append(("--controlnet", net["name"], of_net(net["name"]), net["sha256"]))
     if image := settings["image"]:
         found.append(("--image", image["file"], of_file(image["file"]), image["sha256"]))
-    if mask := settings["mask"]:
+    if (mask := settings["mask"]) and mask["file"]:
         found.append(("--mask", mask["file"], of_file(mask["file"]), mask["sha256"]))
     for option, key in (("--lora", "loras"), ("--hypernetwork", "hypernetworks"), ("--embedding", "embeddings")):
         found += [(option, each["file"], of_weights(each["file"]), each["sha256"]) for each in settings[key]]

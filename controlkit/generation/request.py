@@ -18,6 +18,7 @@ from controlkit.generation.modes import BALANCED, MODES
 from controlkit.generation.prompt_chunks import MOST_TOKENS
 from controlkit.generation.prompt_syntax import Prompt
 from controlkit.generation.residuals import check_layers
+from controlkit.generation.ways import REPAINT, WAYS
 from controlkit.models.bases import DEFAULT_BASE
 from controlkit.models.formats.hypernetworks import Hypernetwork
 from controlkit.models.formats.lora import Lora
@@ -81,9 +82,14 @@ class Net:
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """What of the image is painted, and how RePaint walks there (`diffusion/repaint.py`)."""
+    """What of the image is painted, in which of the three ways (`generation/ways.py`), and how RePaint walks.
 
-    file: Path
+    The white part of `file`, the room that `outpaint` adds at left, top, right and bottom, or both.
+    """
+
+    file: Path | None
+    outpaint: tuple[int, int, int, int] = (0, 0, 0, 0)  # pixels
+    way: str = REPAINT
     invert: bool = False  # black is painted
     grow: int = 0  # pixels
     feather: int = 8  # pixels around it in which the picture passes over
@@ -99,6 +105,13 @@ class Mask:
             for name, value in (("grow", self.grow), ("feather", self.feather), ("only_masked", self.only_masked or 0))
             if value < 0
         ]
+        if min(self.outpaint) < 0 or (self.file is None and not any(self.outpaint)):
+            numbers = ",".join(map(str, self.outpaint))
+            found.append(f"outpaint={numbers}: expected pixels to add at left, top, right, bottom, e.g. 0,0,256,0")
+        if self.way not in WAYS:
+            found.append(f"unknown way to inpaint {self.way!r}: {known(self.way, WAYS)}")
+        if self.way != REPAINT:
+            return found
         try:
             walk(start, jump=self.jump, samples=self.samples, window=self.window)
         except ValueError as reason:
@@ -157,7 +170,7 @@ class Request:
             problems.append(
                 f"strength={self.noise_share:g}: expected above 0 (the picture as it is) to 1 (all of it anew)"
             )
-        elif self.steps >= 1 and not self.mask and self.walked_steps < 1:
+        elif self.steps >= 1 and not self.repaints and self.walked_steps < 1:
             fewest = math.ceil(1 / self.noise_share)
             problems.append(
                 f"strength={self.noise_share:g} of {self.steps} steps leaves none to walk; use --steps {fewest} or "
@@ -207,8 +220,9 @@ class Request:
     def _problems_of_mask(self, mask: Mask) -> list[str]:
         problems = []
         if self.image is None:
-            problems.append(f"mask {mask.file}: lies on a picture; give it with --image FILE")
-        if self.sampler in SAMPLERS and self.sampler not in REPAINT_SAMPLERS:
+            what = f"mask {mask.file}: lies on" if mask.file else "outpaint: enlarges"
+            problems.append(f"{what} a picture; give it with --image FILE")
+        if self.repaints and self.sampler in SAMPLERS and self.sampler not in REPAINT_SAMPLERS:
             problems.append(
                 f"sampler {self.sampler!r} remembers the steps before, and RePaint jumps back; use one of "
                 f"{', '.join(REPAINT_SAMPLERS)}"
@@ -277,15 +291,20 @@ class Request:
         return DEFAULT_STRENGTH if self.strength is None else self.strength
 
     @property
+    def repaints(self) -> bool:
+        """Whether a mask is painted by RePaint."""
+        return self.mask is not None and self.mask.way == REPAINT
+
+    @property
     def first_level(self) -> int:
         """How many of the steps are to go where RePaint begins."""
         return first_level(self.steps, self.noise_share)
 
     @property
     def walked_steps(self) -> int:
-        """Of the steps, those that are walked: as diffusers counts them, rounded down. Under a mask, all that RePaint
-        walks, some of them several times."""
-        if self.mask:
+        """Of the steps, those that are walked: as diffusers counts them, rounded down. By RePaint some of them are
+        walked several times."""
+        if self.mask and self.repaints:
             mask = self.mask
             return network_calls(walk(self.first_level, jump=mask.jump, samples=mask.samples, window=mask.window))
         return int(self.steps * self.noise_share)
@@ -352,3 +371,11 @@ def parse_shares(text: str, option: str, of: str) -> tuple[float, float]:
     if not match:
         raise RequestError(f"--{option} {text!r}: expected two shares of the {of}, e.g. 0.2:0.8")
     return float(match[1]), float(match[2])
+
+
+def parse_outpaint(text: str) -> tuple[int, int, int, int]:
+    """ "0,0,256,0" -> (0, 0, 256, 0): left, top, right, bottom."""
+    if not re.fullmatch(r"-?\d+(,-?\d+){3}", text):
+        raise RequestError(f"--outpaint {text!r}: expected LEFT,TOP,RIGHT,BOTTOM in pixels, e.g. 0,0,256,0")
+    left, top, right, bottom = map(int, text.split(","))
+    return left, top, right, bottom

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SOFT = 0.825
-"""How much less each layer counts than the next coarser one; origin unknown, kept to match the reference demo."""
+"""How much less each layer counts than the next coarser one, as in the guess mode of the original ControlNet."""
 
 _SOFT = re.compile(r"soft(?::(\d*\.?\d+))?")
 _NUMBERS = re.compile(r"[+-]?\d*\.?\d+(,\s*[+-]?\d*\.?\d+)*")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import RequestError
-from controlkit.models.locate import embedded, find_folder, read_json
+from controlkit.models.locate import NOTES, embedded, find_folder, read_json
 from controlkit.models.quiet import quiet_libraries
 from controlkit.models.random_base import RANDOM_BASES, random_base
 
@@ -42,15 +42,15 @@ class Base:
 
     @cached_property
     def unet(self) -> dict[str, Any]:
-        return read_json(self.folder / "unet" / "config.json")
+        return read_json(self.part("unet") / "config.json")
 
     @cached_property
     def vae(self) -> dict[str, Any]:
-        return read_json(self.folder / "vae" / "config.json")
+        return read_json(self.part("vae") / "config.json")
 
     @cached_property
     def scheduler(self) -> dict[str, Any]:
-        stated = read_json(self.folder / "scheduler" / "scheduler_config.json")
+        stated = read_json(self.part("scheduler") / "scheduler_config.json")
         return {**stated, **({"prediction_type": self.prediction} if self.prediction else {})}
 
     @property
@@ -92,9 +92,21 @@ class Base:
     def prediction_type(self) -> str:
         return str(self.scheduler.get("prediction_type", "epsilon"))
 
+    @cached_property
+    def rest(self) -> Base | None:
+        """The base that it shares its other components with, where it was packed without them."""
+        notes = self.folder / NOTES
+        name = read_json(notes).get("rest") if notes.is_file() else None
+        return find_base(name) if name else None
+
+    def part(self, component: str) -> Path:
+        """The folder of a component."""
+        own = self.folder / component
+        return own if self.rest is None or own.is_dir() else self.rest.part(component)
+
     def config(self, component: str) -> dict[str, Any]:
         """Of a network: "unet", "vae", "text_encoder", …"""
-        return read_json(self.folder / component / "config.json")
+        return read_json(self.part(component) / "config.json")
 
     def load(self, component: str, **options: Any) -> Any:
         """One component: "unet", "vae", "text_encoder", "tokenizer", "scheduler", … by the class the base names."""
@@ -104,7 +116,7 @@ class Base:
 
         library, class_name = self.index[component]
         cls = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
-        return cls.from_pretrained(self.folder / component, local_files_only=True, **options)
+        return cls.from_pretrained(self.part(component), local_files_only=True, **options)
 
     def text_parts(self) -> list[str]:
         """The suffixes of its text encoders and tokenizers: [""], for SDXL ["", "_2"]."""
@@ -138,7 +150,10 @@ def find_base(name: str, *, prediction: str | None = None, tokenizer: str | None
         raise RequestError(f"--tokenizer is for a base in a single file; {name!r} has its own, leave it out")
     folder = find_folder(name, "base", "model_index.json", names, lambda: _download(name))
     base = Base(name, folder, prediction)
-    supported = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline")
+    supported = (
+        *("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
+        *("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"),
+    )
     if (found := base.index.get("_class_name")) not in supported:
         raise RequestError(f"base {name!r} is a {found}; expected {', '.join(supported[:-1])} or {supported[-1]}")
     return base

@@ -16,16 +16,13 @@ from typing import TYPE_CHECKING, Any
 from controlkit.errors import RequestError
 from controlkit.files import atomic_folder, atomic_write_text
 from controlkit.models.bases import Base, family
-from controlkit.models.locate import embedded, find_folder, read_json
+from controlkit.models.locate import NOTES, embedded, find_folder, read_json
 from controlkit.models.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from diffusers import ControlNetModel, UNet2DConditionModel
-
-NOTES = "controlkit.json"
-"""Beside config.json in a ControlNet's folder: what it was trained on. Other tools leave it alone."""
 
 
 @dataclass(frozen=True)

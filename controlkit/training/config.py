@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from controlkit.data.fresh_maps import FreshMaps
+from controlkit.data.fresh_maps import DRAWN_MASKS, FreshMaps
 from controlkit.data.mirroring import may_mirror_maps
 from controlkit.data.rows import read_datasets
 from controlkit.diffusion.samplers import SAMPLERS, make_sampler
 from controlkit.errors import RequestError, known
 from controlkit.models.bases import DEFAULT_BASE
 from controlkit.models.controlnets import find_controlnet
+from controlkit.models.inpaint_hint import INPAINT
 from controlkit.training.objective_config import ObjectiveConfig, training_scheduler
 from controlkit.training.optimizers import missing_library
 from controlkit.training.presets import PRESETS
@@ -40,7 +41,7 @@ RESUMED_WITH = (
 class DataConfig:
     path: str = "circles"  # datasets in any form (`data/readers.py`), or names of worlds, apart by commas
     maps: str | None = None  # the second of two parallel folders, which holds the maps under the pictures' names
-    condition: str = "canny"  # which of its control maps
+    condition: str = "canny"  # which of its control maps; inpaint: masks, drawn anew each epoch where it has none
     resolution: int | None = None  # pixels a side; null: what the base was trained at
     buckets: int | None = None  # sides are multiples of it (64 is usual), each picture near its shape; null: one square
     flip: bool = False  # mirror half of the rows, anew each epoch, where neither map nor caption tells left from right
@@ -163,6 +164,8 @@ class TrainConfig:
             yield f"ema={self.ema:g}: expected 0 (none) to below 1"
         if self.max_minutes is not None and self.max_minutes < 0:
             yield f"max_minutes={self.max_minutes:g}: expected 0 or more, or null"
+        if self.samples.maps and self.data.condition == INPAINT:
+            yield "samples.maps: with data.condition=inpaint a map is a mask, which says nothing alone; leave it out"
         if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
             yield f"push_to_hub={self.push_to_hub}: expected OWNER/NAME, or null"
 
@@ -171,7 +174,27 @@ def read_rows(config: TrainConfig, say: Callable[[str], None], processes: Proces
     """The rows that the config names; without maps where those are made while training."""
     data = config.data
     condition = data.condition if data.annotate is None else None
-    return read_datasets(data.path, condition, maps=data.maps, mask=data.mask, say=say, processes=processes)
+    rows = read_datasets(
+        data.path,
+        condition,
+        maps=data.maps,
+        mask=data.mask,
+        without_maps=condition == INPAINT,
+        say=say,
+        processes=processes,
+    )
+    if data.condition == INPAINT:
+        own = sum(row.control is not None for row in rows)
+        say(f"masks: {own} of the rows have their own, {len(rows) - own} get one drawn anew each epoch")
+    return rows
+
+
+def fresh_maps(config: TrainConfig) -> FreshMaps | None:
+    """Who makes the maps that no file holds; None where all are on the disk."""
+    data = config.data
+    if data.annotate is not None:
+        return FreshMaps.of(data.condition, data.annotate)
+    return FreshMaps.of(INPAINT, DRAWN_MASKS) if data.condition == INPAINT else None
 
 
 def resolution(config: TrainConfig, base: Base) -> int:

@@ -34,15 +34,19 @@ if TYPE_CHECKING:
     Picture = NDArray[np.uint8]
 
 GAP = 2
+HOLE = 127
+"""The grey in which a hole is shown."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a row of the grid is made from. A map of the user's own has no real picture."""
+    """What a row of the grid is made from. A map of the user's own has no real picture; the ControlNet reads the map,
+    or a `hint` that no picture can hold."""
 
     prompt: str
     control: Picture
     picture: Picture | None
+    hint: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,11 @@ def shown_rows(data: ControlRows, rows: list[Row], config: SampleConfig) -> list
     shown = []
     for row in rows:
         picture, control, _ = data.picture_and_map(row)
-        shown.append(Shown(row.captions[0], control, picture))
+        if data.inpaints:
+            holes = np.where(control > 127, HOLE, picture).astype(np.uint8)
+            shown.append(Shown(row.captions[0], holes, picture, data.hint(row)))
+        else:
+            shown.append(Shown(row.captions[0], control, picture))
     for name, prompt in zip(config.maps, config.prompts, strict=True):
         control = read_picture(Path(name).expanduser())
         size = data.geometry.size(control.shape[1], control.shape[0])
@@ -110,7 +118,7 @@ def sample_grid(
     for number, row in processes.slice(list(enumerate(shown))):
         painted = pipeline(
             prompt=row.prompt,
-            image=Image.fromarray(row.control),
+            image=Image.fromarray(row.control) if row.hint is None else row.hint[None],
             num_inference_steps=config.steps,
             guidance_scale=config.cfg,
             generator=torch.Generator().manual_seed(seed + number),

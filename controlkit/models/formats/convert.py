@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from controlkit.errors import RequestError
 from controlkit.files import atomic_folder, atomic_path
 from controlkit.models.bases import Base, find_base
-from controlkit.models.controlnets import NOTES, ControlNet, find_controlnet
+from controlkit.models.controlnets import ControlNet, find_controlnet
 from controlkit.models.formats import detect
 from controlkit.models.formats.configs import CONFIGS
 from controlkit.models.formats.contents import TEXT_PREFIXES, VAE_PREFIX, Layout
@@ -22,7 +22,7 @@ from controlkit.models.formats.single_file import CONDITION, FileBase, FileContr
 from controlkit.models.formats.text import text_from_transformers, text_to_open_clip
 from controlkit.models.formats.unet import controlnet_to_ldm, unet_to_ldm
 from controlkit.models.formats.vae import vae_to_ldm
-from controlkit.models.locate import read_json
+from controlkit.models.locate import NOTES, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -172,14 +172,14 @@ def _base_file(base: Base) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     import torch
 
     layout = layout_of(base)
-    tensors = _prefixed(detect.UNET_PREFIX, unet_to_ldm(folder_tensors(base.folder / "unet"), base.unet))
-    tensors |= _prefixed(VAE_PREFIX, vae_to_ldm(folder_tensors(base.folder / "vae"), base.vae))
+    tensors = _prefixed(detect.UNET_PREFIX, unet_to_ldm(folder_tensors(base.part("unet")), base.unet))
+    tensors |= _prefixed(VAE_PREFIX, vae_to_ldm(folder_tensors(base.part("vae")), base.vae))
     configs: dict[str, Any] = {"unet": base.unet, "vae": base.vae, "scheduler": base.scheduler}
     for component, prefix in TEXT_PREFIXES[layout].items():
-        ours = folder_tensors(base.folder / component)
+        ours = folder_tensors(base.part(component))
         open_clip = prefix.endswith(".model.")
         tensors |= _prefixed(prefix, text_to_open_clip(ours) if open_clip else text_from_transformers(ours))
-        configs[component] = read_json(base.folder / component / "config.json")
+        configs[component] = base.config(component)
         tokenizer = component.replace("text_encoder", "tokenizer")
         configs[tokenizer] = {"pad_token": str(base.load(tokenizer).pad_token)}
     if base.is_xl:
