@@ -78,7 +78,7 @@ if TYPE_CHECKING:
 @click.option("--eta", type=float, metavar="0..1",
               help="Noise of each step, for ddim and tcd.  [default: 0, none; with RePaint 1]")  # fmt: skip
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
-@click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
+@click.option("--cfg", type=float, help="How strongly the prompt counts; 1: no guidance.  [default: the base's, 7.5]")
 @click.option("--cfg-interval", metavar="FROM:TO",
               help="Guide in this share of the steps alone; others take half the time.  [default: 0:1]")  # fmt: skip
 @click.option("--cfg-rescale", default=0.0, metavar="0..1",

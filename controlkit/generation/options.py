@@ -17,6 +17,7 @@ from controlkit.generation.request import (
     parse_size,
 )
 from controlkit.generation.ways import REPAINT, complete
+from controlkit.models.bases import DEFAULT_BASE, usual_cfg
 from controlkit.models.formats.hypernetworks import Hypernetwork
 from controlkit.models.formats.lora import Lora
 
@@ -112,6 +113,7 @@ def request_of(options: Mapping[str, Any]) -> Request:
     of_mask: dict[str, Any] = {}
     if given.get("mask") or given.get("outpaint"):
         given = _of_masked(given)
+    given = {"cfg": usual_cfg(given.get("base", DEFAULT_BASE)), **given}
     for name, value in given.items():
         if name not in OPTIONS:
             raise RequestError(f"unknown option {name!r}: {known(name, OPTIONS)}")
@@ -127,10 +129,6 @@ def request_of(options: Mapping[str, Any]) -> Request:
         except TypeError as expected:
             raise RequestError(f"{name}={value!r}: expected {expected}") from None
     controls = parse_controls(*(_texts(given.get(name, ())) for name in _OF_CONTROLS))
-    if controls and not given.get("controlnet"):
-        raise RequestError(
-            "no ControlNet is given; expected --controlnet FOLDER, e.g. --controlnet runs/circles/controlnet"
-        )
     of_mask = {field: value for field, value in of_mask.items() if value is not False}
     if of_mask and not {"file", "outpaint"} & set(of_mask):
         raise RequestError(

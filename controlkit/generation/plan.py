@@ -285,7 +285,7 @@ def _embedded_controls(request: Request, base: Base, say: Callable[[str], None])
                 f"--control {control.file}: no --controlnet is named, and the file does not say its type; "
                 f"say it: --control canny={control.file}"
             )
-        controlnet = embedded_for(base.name, control_map.type)
+        controlnet = embedded_for(base, control_map.type)
         if controlnet is None:
             raise RequestError(
                 f"--control {control.file}: no ControlNet for {control_map.type} maps comes along with base "

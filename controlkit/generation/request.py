@@ -19,7 +19,7 @@ from controlkit.generation.prompt_chunks import MOST_TOKENS
 from controlkit.generation.prompt_syntax import Prompt
 from controlkit.generation.residuals import check_layers
 from controlkit.generation.ways import REPAINT, WAYS
-from controlkit.models.bases import DEFAULT_BASE
+from controlkit.models.bases import DEFAULT_BASE, USUAL_CFG
 from controlkit.models.formats.hypernetworks import Hypernetwork
 from controlkit.models.formats.lora import Lora
 
@@ -145,7 +145,7 @@ class Request:
     sampler: str = "dpmpp_2m_karras"
     steps: int = 20
     eta: float = 0.0  # noise of each step, for the samplers that have it
-    cfg: float = 7.5
+    cfg: float = USUAL_CFG
     cfg_interval: tuple[float, float] = WHOLE  # the share of the walked steps that is guided
     cfg_rescale: float = 0.0
     clip_skip: int = 1  # 1: the text encoder's layer that the family reads; 2: the one before

@@ -155,11 +155,12 @@ def embedded_controlnets() -> dict[str, Callable[[], Path]]:
     return {name: partial(Path, folder) for name, folder in embedded("config.json").items()}
 
 
-def embedded_for(base: str, condition: str) -> ControlNet | None:
-    """The one that comes with the package for maps of this type, trained on the base of that name."""
+def embedded_for(base: Base, condition: str) -> ControlNet | None:
+    """The one that comes with the package for maps of this type, trained on this base or on what it was made of."""
+    bases = [base.name, *([base.rest.name] if base.rest else [])]
     for name, folder in embedded_controlnets().items():
         controlnet = ControlNet(name, folder())
-        if (controlnet.notes.get("base"), controlnet.condition) == (base, condition):
+        if controlnet.condition == condition and controlnet.notes.get("base") in bases:
             return controlnet
     return None
 

@@ -242,11 +242,6 @@ def test_annotating_a_map_again_is_refused(nets, dataset, tmp_path, capsys):
     assert "is a canny map already; leave out --annotate" in capsys.readouterr().err
 
 
-def test_without_a_controlnet_the_request_is_refused(edge, capsys):
-    generate("--control", edge, code=2)
-    assert "no ControlNet is given; expected --controlnet FOLDER" in capsys.readouterr().err
-
-
 def test_an_untyped_map_is_guessed_and_said(nets, edge, tmp_path, capsys):
     arguments = ["--base", "random-sd15", "--control", edge, "--controlnet", nets["untyped"], "--steps", 1]
     assert main(["generate", *map(str, arguments), "--out", str(tmp_path / "o.png")]) == 0
