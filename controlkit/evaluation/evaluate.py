@@ -118,8 +118,8 @@ def evaluate(
     what shows its pictures."""
     # Everything that can be refused is refused before a weight is loaded.
     need_writable(out, "--out")
-    base, net = find_base(question.base), find_controlnet(question.controlnet)
-    net.check_fits(base)
+    base = find_base(question.base)
+    net = find_controlnet(question.controlnet).on(base)
     condition = question.condition or net.condition
     if condition is None:
         raise RequestError(

@@ -167,9 +167,7 @@ def _check_clip_skip(request: Request, base: Base) -> None:
 
 def _find_controls(request: Request, base: Base, say: Callable[[str], None]) -> tuple[list[ControlNet], list[Map]]:
     """The ControlNet and the map of each control, which must agree in type and fit the base."""
-    found = [(find_controlnet(net.name), net.type) for net in request.controlnets]
-    for controlnet, _ in found:
-        controlnet.check_fits(base)
+    found = [(find_controlnet(net.name).on(base), net.type) for net in request.controlnets]
     paired = pair(request.controls, [(controlnet, type or controlnet.condition) for controlnet, type in found])
     maps = []
     for control, (controlnet, type) in zip(request.controls, paired, strict=True):

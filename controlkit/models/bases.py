@@ -20,6 +20,8 @@ from controlkit.models.random_base import RANDOM_BASES, random_base
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
+
 DEFAULT_BASE = "toybox"
 
 _KNOWN_FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
@@ -95,6 +97,12 @@ class Base:
     def config(self, component: str) -> dict[str, Any]:
         """Of a network: "unet", "vae", "text_encoder", …"""
         return read_json(self.folder / component / "config.json")
+
+    def tensors(self, component: str) -> dict[str, torch.Tensor]:
+        """The weights of a network as they are kept, under diffusers' or transformers' names."""
+        from controlkit.models.formats.reading import folder_tensors
+
+        return folder_tensors(self.folder / component)
 
     def load(self, component: str, **options: Any) -> Any:
         """One component: "unet", "vae", "text_encoder", "tokenizer", "scheduler", … by the class the base names."""

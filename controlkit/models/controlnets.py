@@ -22,6 +22,7 @@ from controlkit.models.quiet import quiet_libraries
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from diffusers import ControlNetModel, UNet2DConditionModel
 
 NOTES = "controlkit.json"
@@ -45,11 +46,22 @@ class ControlNet:
         notes = self.folder / NOTES
         return read_json(notes).get("condition") if notes.exists() else None
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Its weights as they are kept, under diffusers' names."""
+        from controlkit.models.formats.reading import folder_tensors
+
+        return folder_tensors(self.folder)
+
     def load(self, **options: Any) -> ControlNetModel:
         from diffusers import ControlNetModel
 
         quiet_libraries()
         return ControlNetModel.from_pretrained(self.folder, local_files_only=True, **options)
+
+    def on(self, base: Base) -> ControlNet:
+        """The ControlNet as it is used with this base; refused if it was not made for it. Reads no weight."""
+        self.check_fits(base)
+        return self
 
     def check_fits(self, base: Base) -> None:
         """Refuse a base that this net was not made for, naming both; reads configs alone."""
@@ -121,9 +133,7 @@ def begin_controlnet(base: Base, unet: UNet2DConditionModel, start: str | None, 
         return make_controlnet(unet, vae_factor=base.vae_factor, latent_channels=base.latent_channels, seed=seed)
     import torch
 
-    found = find_controlnet(start)
-    found.check_fits(base)
-    return found.load(torch_dtype=torch.float32)
+    return find_controlnet(start).on(base).load(torch_dtype=torch.float32)
 
 
 def save_controlnet(controlnet: ControlNetModel, folder: Path, notes: dict[str, Any]) -> None:
@@ -138,7 +148,7 @@ def find_controlnet(name: str) -> ControlNet:
     """A ControlNet by embedded name, folder, single file or hub id."""
     names = embedded_controlnets()
     if name not in names and Path(name).expanduser().is_file():
-        from controlkit.models.formats.single_file import open_controlnet
+        from controlkit.models.formats.controlnet_file import open_controlnet
 
         return open_controlnet(name)
     folder = find_folder(name, "ControlNet", "config.json", names, lambda: _download(name))

@@ -210,7 +210,7 @@ def check_against_base(config: TrainConfig, base: Base) -> None:
         problems.extend(_schedule_problems(config, base))
     if config.controlnet:
         try:
-            find_controlnet(config.controlnet).check_fits(base)
+            find_controlnet(config.controlnet).on(base)
         except RequestError as reason:
             problems.append(f"controlnet={config.controlnet}: {reason}")
     if problems:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from controlkit.errors import RequestError
+from controlkit.models.locate import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
+_STEMS = (DIFFUSERS_WEIGHTS, "model", "pytorch_model")
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors' own
 _SAFETENSORS_DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
@@ -69,6 +72,21 @@ def read_tensors(path: Path) -> TensorFile:
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return _Pickled(path, "torch zip" if start[:1] == b"P" else "torch pickle")
     _refuse(path, start)
+
+
+def folder_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights in a component's folder: one file, or the several that an index names."""
+    for stem in _STEMS:
+        for ending in ("safetensors", "bin", "fp16.safetensors"):
+            index = folder / f"{stem}.{ending}.index.json"
+            if index.is_file():
+                names = sorted(set(read_json(index)["weight_map"].values()))
+            elif (folder / f"{stem}.{ending}").is_file():
+                names = [f"{stem}.{ending}"]
+            else:
+                continue
+            return {key: value for name in names for key, value in read_tensors(folder / name).items()}
+    raise RequestError(f"{folder} holds no weights; the folder is no whole copy of a model")
 
 
 def _refuse(path: Path, start: bytes) -> NoReturn:
