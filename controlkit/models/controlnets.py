@@ -100,8 +100,16 @@ def hint_factor(controlnet_config: dict[str, Any]) -> int:
     return factor
 
 
-def make_controlnet(unet: UNet2DConditionModel, *, vae_factor: int, latent_channels: int, seed: int) -> ControlNetModel:
-    """A fresh ControlNet for this UNet. Its hint encoder is random, so it is a function of `seed`.
+def make_controlnet(
+    unet: UNet2DConditionModel,
+    *,
+    vae_factor: int,
+    latent_channels: int,
+    seed: int,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> ControlNetModel:
+    """A fresh ControlNet for this UNet, of its weights or those given. Its hint encoder is random, so it is a function
+    of `seed`.
 
     From a 9-channel base it takes the latent channels alone: mask and masked picture are the UNet's own business, and
     the pipelines hand a ControlNet nothing else.
@@ -119,7 +127,8 @@ def make_controlnet(unet: UNet2DConditionModel, *, vae_factor: int, latent_chann
             torch.manual_seed(seed)
             controlnet = ControlNetModel.from_config({**controlnet.config, "in_channels": latent_channels})
     own = controlnet.state_dict()
-    copied = {key: value for key, value in unet.state_dict().items() if key in own}
+    weights = unet.state_dict() if weights is None else weights
+    copied = {key: value for key, value in weights.items() if key in own}
     copied["conv_in.weight"] = copied["conv_in.weight"][:, :latent_channels]
     left = controlnet.load_state_dict(copied, strict=False)
     strange = [key for key in left.missing_keys if not key.startswith("controlnet_")]
@@ -128,11 +137,18 @@ def make_controlnet(unet: UNet2DConditionModel, *, vae_factor: int, latent_chann
 
 
 def begin_controlnet(base: Base, unet: UNet2DConditionModel, start: str | None, seed: int) -> ControlNetModel:
-    """What a training begins from: the ControlNet named `start`, in float32, or a fresh one."""
-    if start is None:
-        return make_controlnet(unet, vae_factor=base.vae_factor, latent_channels=base.latent_channels, seed=seed)
+    """What a training begins from: the ControlNet named `start`, in float32, or a fresh one. What that copies is the
+    base as it is kept, since `unet` may have been rounded to a lower precision."""
     import torch
 
+    if start is None:
+        return make_controlnet(
+            unet,
+            vae_factor=base.vae_factor,
+            latent_channels=base.latent_channels,
+            seed=seed,
+            weights=None if unet.dtype == torch.float32 else base.tensors("unet"),
+        )
     return find_controlnet(start).on(base).load(torch_dtype=torch.float32)
 
 

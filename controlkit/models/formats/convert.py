@@ -19,6 +19,7 @@ from controlkit.models.formats.configs import CONFIGS
 from controlkit.models.formats.contents import TEXT_PREFIXES, VAE_PREFIX, Layout
 from controlkit.models.formats.controlnet_file import CONDITION, FileControlNet, RelativeControlNet
 from controlkit.models.formats.reading import DIFFUSERS_WEIGHTS, read_tensors
+from controlkit.models.formats.relative import control_lora_file
 from controlkit.models.formats.single_file import FileBase, empty_model, fitted
 from controlkit.models.formats.text import text_from_transformers, text_to_open_clip
 from controlkit.models.formats.unet import controlnet_to_ldm, unet_to_ldm
@@ -94,6 +95,13 @@ def to_webui(model: Base | ControlNet, out: Path) -> None:
 def save_webui(net: ControlNet, out: Path) -> None:
     """Write a ControlNet as `to_webui` does, in the place of what there may be."""
     _write_file(out, *_controlnet_file(net))
+
+
+def save_control_lora(
+    tensors: dict[str, torch.Tensor], config: dict[str, Any], condition: str | None, out: Path
+) -> None:
+    """Write what a ControlNet adds to its base, given under diffusers' names, as a Control-LoRA's file."""
+    _write_file(out, control_lora_file(tensors, config), _net_metadata(config, "control-lora", out.stem, condition))
 
 
 def layout_of(base: Base) -> Layout:
@@ -191,18 +199,20 @@ def _base_file(base: Base) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _controlnet_file(net: ControlNet) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    ours = net.tensors()
-    if net.config.get("addition_embed_type") == "text_time":
-        layout: Layout = "SDXL"
-    else:
-        layout = "SD 2.x" if net.config.get("use_linear_projection") else "SD 1.x"
     metadata = {
-        **_modelspec(f"{_ARCHITECTURES[layout]}/controlnet", net.folder.name, None),
+        **_net_metadata(net.config, "controlnet", net.folder.name, net.condition),
         CONFIGS: json.dumps({"controlnet": net.config}),
     }
-    if net.condition:
-        metadata |= {CONDITION: net.condition, "modelspec.preprocessor": net.condition}
-    return _prefixed("control_model.", controlnet_to_ldm(ours, net.config)), metadata
+    return _prefixed("control_model.", controlnet_to_ldm(net.tensors(), net.config)), metadata
+
+
+def _net_metadata(config: dict[str, Any], kind: str, title: str, condition: str | None) -> dict[str, str]:
+    if config.get("addition_embed_type") == "text_time":
+        layout: Layout = "SDXL"
+    else:
+        layout = "SD 2.x" if config.get("use_linear_projection") else "SD 1.x"
+    trained_on = {CONDITION: condition, "modelspec.preprocessor": condition} if condition else {}
+    return {**_modelspec(f"{_ARCHITECTURES[layout]}/{kind}", title, None), **trained_on}
 
 
 def _modelspec(architecture: str, title: str, resolution: str | None) -> dict[str, str]:

@@ -17,25 +17,39 @@ from controlkit.models.bases import Base, family
 from controlkit.models.formats import detect
 from controlkit.models.formats.configs import hint_config
 from controlkit.models.formats.single_file import empty_model
+from controlkit.models.formats.unet import controlnet_from_ldm, controlnet_to_ldm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
 
-    from controlkit.models.formats.names import Tensors
+    from controlkit.models.formats.names import Tensors, Value
     from controlkit.models.formats.reading import Shape
 
     Shapes = Mapping[str, Shape]
 
 UP, DOWN = "up", "down"
 _OWN = "controlnet_"  # what no UNet has begins with it
-_MARKS = ("lora_controlnet", "difference")
+_LORA_MARK = "lora_controlnet"
+_MARKS = (_LORA_MARK, "difference")
 
 
-def without_marks(names: Mapping[str, str]) -> dict[str, str]:
-    """The tensors of such a file that belong to the network."""
-    return {name: there for name, there in names.items() if name not in _MARKS}
+def without_marks(values: Mapping[str, Value]) -> dict[str, Value]:
+    """What of such a file belongs to the network."""
+    return {name: value for name, value in values.items() if name not in _MARKS}
+
+
+def control_lora_names(file: Mapping[str, Value], config: dict[str, Any]) -> dict[str, Value]:
+    """A Control-LoRA's file under diffusers' names."""
+    return controlnet_from_ldm(without_marks(file), config)
+
+
+def control_lora_file(tensors: Tensors, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The way back: as Stability AI published theirs."""
+    import torch
+
+    return {_LORA_MARK: torch.zeros(0), **controlnet_to_ldm(tensors, config)}
 
 
 def stated_family(shapes: Shapes) -> str | None:
