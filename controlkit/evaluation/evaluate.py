@@ -138,8 +138,8 @@ class Trial:
 def prepare(question: Question, *, processes: Processes, say: Callable[[str], None] = lambda text: None) -> Trial:
     """Refuse what can be refused."""
     assert question.controlnet is not None
-    base, net = find_base(question.base), find_controlnet(question.controlnet)
-    net.check_fits(base)
+    base = find_base(question.base)
+    net = find_controlnet(question.controlnet).on(base)
     condition = question.condition or net.condition
     if condition is None:
         raise RequestError(

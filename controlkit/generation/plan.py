@@ -242,9 +242,7 @@ def _find_controls(request: Request, base: Base, say: Callable[[str], None]) -> 
     named = [net for net in request.controlnets if not fills_holes(net)]
     if request.controls and not named:
         return _embedded_controls(request, base, say)
-    found = [(find_controlnet(net.name), net.type) for net in named]
-    for controlnet, _ in found:
-        controlnet.check_fits(base)
+    found = [(find_controlnet(net.name).on(base), net.type) for net in named]
     paired = pair(request.controls, [(controlnet, type or controlnet.condition) for controlnet, type in found])
     maps = []
     for control, (controlnet, type) in zip(request.controls, paired, strict=True):
@@ -266,8 +264,7 @@ def _find_controls(request: Request, base: Base, say: Callable[[str], None]) -> 
 def _find_filler(nets: list[Net], base: Base) -> ControlNet | None:
     if not nets:
         return None
-    filler = find_controlnet(nets[0].name)
-    filler.check_fits(base)
+    filler = find_controlnet(nets[0].name).on(base)
     if filler.condition not in (None, INPAINT):
         raise RequestError(
             f"ControlNet {filler.name!r} was trained on {filler.condition}, and is asked for as {INPAINT}"

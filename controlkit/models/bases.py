@@ -20,6 +20,8 @@ from controlkit.models.random_base import RANDOM_BASES, random_base
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
+
 DEFAULT_BASE = "toybox"
 USUAL_CFG = 7.5
 
@@ -107,6 +109,12 @@ class Base:
     def config(self, component: str) -> dict[str, Any]:
         """Of a network: "unet", "vae", "text_encoder", …"""
         return read_json(self.part(component) / "config.json")
+
+    def tensors(self, component: str) -> dict[str, torch.Tensor]:
+        """The weights of a network as they are kept, under diffusers' or transformers' names."""
+        from controlkit.models.formats.reading import folder_tensors
+
+        return folder_tensors(self.part(component))
 
     def load(self, component: str, **options: Any) -> Any:
         """One component: "unet", "vae", "text_encoder", "tokenizer", "scheduler", … by the class the base names."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 BASE = "base"
 CONTROLNET = "ControlNet"
 DIFFUSERS_CONTROLNET = "ControlNet, diffusers' names"
+CONTROL_LORA = "Control-LoRA"
+DIFFERENCE_CONTROLNET = "difference ControlNet"
 VAE = "VAE"
 DIFFUSERS_VAE = "VAE, diffusers' names"
 LORA = "LoRA"
@@ -23,6 +25,8 @@ UNKNOWN = "unknown"
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIXES = ("first_stage_model.", "vae.", "")
 CONTROLNET_PREFIXES = ("control_model.", "")
+RELATIVE_CONTROLNETS = (CONTROL_LORA, DIFFERENCE_CONTROLNET)
+CONTROLNETS = (CONTROLNET, DIFFUSERS_CONTROLNET, *RELATIVE_CONTROLNETS)
 
 _LORA_ANYWHERE = re.compile(
     r"\.lora_[AB]\.|\.lora\.(down|up)|_lora\.(down|up)|lora_linear_layer|hada_w1_a|lokr_w[12]|unet:\d+:up"
@@ -39,7 +43,7 @@ _REFUSED_PARTS = {
 
 
 def kind_of(file: TensorFile) -> str:
-    """One of the names above, or that of a kind which is only named ("Control-LoRA"), or UNKNOWN."""
+    """One of the names above, or that of a kind which is only named ("IP-Adapter"), or UNKNOWN."""
     names = set(file)
 
     def has(*wanted: str) -> bool:
@@ -49,7 +53,7 @@ def kind_of(file: TensorFile) -> str:
         return any(test(name) for name in names)
 
     if has("lora_controlnet"):
-        return "Control-LoRA"
+        return CONTROL_LORA
     if some(lambda name: "lllite" in name):
         return "ControlNet-LLLite"
     if _is_embedding(file):
@@ -65,7 +69,7 @@ def kind_of(file: TensorFile) -> str:
             return kind
     for prefix in CONTROLNET_PREFIXES:
         if has(f"{prefix}zero_convs.0.0.weight"):
-            return "difference ControlNet" if has("difference") else CONTROLNET
+            return DIFFERENCE_CONTROLNET if has("difference") else CONTROLNET
     if has("controlnet_cond_embedding.conv_in.weight"):
         union = has("task_embedding") or has("control_add_embedding.linear_1.bias")
         return "ControlNet-Union" if union else DIFFUSERS_CONTROLNET
