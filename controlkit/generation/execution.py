@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import RequestError
+from controlkit.generation.pipelines import nets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +84,7 @@ class Execution:
         if self.compile:
             say("UNet and ControlNet are compiled at the first step, which takes minutes; later steps are faster")
             pipeline.unet.compile(backend=self.compile)
-            for net in getattr(pipeline.controlnet, "nets", [pipeline.controlnet]):
+            for net in nets_of(pipeline):
                 net.compile(backend=self.compile)
 
     def find_preview_vae(self, base: Base) -> PreviewVae | None:

@@ -11,6 +11,8 @@ import functools
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from controlkit.generation.pipelines import nets_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -39,7 +41,7 @@ def guided_within(pipeline: Any, interval: tuple[float, float]) -> Iterator[None
         walk.go_on()
         return stepped
 
-    nets = [net for net in _nets(pipeline) if hasattr(net, "is_guided")]
+    nets = [net for net in nets_of(pipeline) if hasattr(net, "is_guided")]
     asked = [net.is_guided for net in nets]
     scheduler.step = counted
     hooks = [
@@ -88,11 +90,6 @@ class _Walk:
         import torch
 
         return (torch.cat([output[0], output[0]]),)
-
-
-def _nets(pipeline: Any) -> list[Any]:
-    controlnet = getattr(pipeline, "controlnet", None)
-    return getattr(controlnet, "nets", [] if controlnet is None else [controlnet])
 
 
 def _second(value: Any, batch: int) -> Any:

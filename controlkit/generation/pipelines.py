@@ -74,6 +74,12 @@ def make_pipeline(
     return pipeline
 
 
+def nets_of(pipeline: Any) -> list[Any]:
+    """The ControlNets of a pipeline: none, one or several."""
+    controlnet = getattr(pipeline, "controlnet", None)
+    return list(getattr(controlnet, "nets", [] if controlnet is None else [controlnet]))
+
+
 def need_latent_channels(base: Base) -> None:
     """Refuse a base whose UNet takes more than latents."""
     if base.inpaints:

@@ -58,10 +58,10 @@ def residual_count(config: dict[str, Any]) -> int:
 def weighed_residuals(
     nets: list[nn.Module], layers: list[list[float] | None], regions: list[NDArray[np.uint8] | None]
 ) -> Iterator[None]:
-    """The nets' residuals weighed, as long as the block lasts; None: as they are. `regions` are (H, W, 3) of the
-    picture's size."""
+    """The nets' residuals weighed, as long as the block lasts; None: as they are, and so those of nets behind the
+    controls'. `regions` are (H, W, 3) of the picture's size."""
     with ExitStack() as hooks:
-        for net, weights, region in zip(nets, layers, regions, strict=True):
+        for net, weights, region in zip(nets, layers, regions, strict=False):
             if weights is not None or region is not None:
                 hooks.callback(net.register_forward_hook(_Weigh(weights, region)).remove)
         yield

@@ -20,6 +20,8 @@ import torch
 from diffusers import ControlNetModel, MultiControlNetModel
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 
+from controlkit.generation.pipelines import nets_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -40,7 +42,7 @@ def silenced(controlnets: list[Any]) -> Any:
 
 def control_conditional_half(pipeline: Any) -> None:
     """Compute the pipeline's silenced ControlNets for the half with the prompt alone, wherever it guides."""
-    for net in getattr(pipeline.controlnet, "nets", [pipeline.controlnet]):
+    for net in nets_of(pipeline):
         net.is_guided = lambda: pipeline.do_classifier_free_guidance
 
 

@@ -1,5 +1,7 @@
 """`--compile`: the same picture, and nothing is compiled again when weights, windows or guidance change."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -135,3 +137,9 @@ def test_what_moves_cannot_be_compiled(request_for, capsys):
     assert "--offload model keeps networks off the GPU" in capsys.readouterr().err
     with pytest.raises(ValueError, match="--compile is for networks that stay on the GPU"):
         Execution(compile="inductor", offload="model").check(torch.device("cuda"), 20)
+
+
+def test_a_pipeline_without_controls_has_its_unet_compiled():
+    pipeline = SimpleNamespace(unet=torch.nn.Linear(1, 1))
+    Execution(compile="eager").apply(pipeline, torch.device("cpu"), tiled=False, say=lambda text: None)
+    assert pipeline.unet._compiled_call_impl is not None

@@ -108,8 +108,9 @@ def family_of(widths: list[int]) -> str | None:
 
 def add_hypernetworks(unet: nn.Module, found: list[Found]) -> None:
     """Put them in front of the keys and values of a loaded UNet."""
+    device = next(unet.parameters()).device
     for each in found:
-        networks = {place: _Network(each, chain) for place, chain in each.layers.items()}
+        networks = {place: _Network(each, chain, device) for place, chain in each.layers.items()}
         for name, module in unet.named_modules():
             network = networks.get((getattr(module, "in_features", 0), name.rpartition(".")[2]))
             if network:
@@ -119,7 +120,7 @@ def add_hypernetworks(unet: nn.Module, found: list[Found]) -> None:
 class _Network:
     """c -> c + m f(c), in float32 as webuis compute it; a hook in front of a projection."""
 
-    def __init__(self, found: Found, chain: dict[int, dict[str, str]]) -> None:
+    def __init__(self, found: Found, chain: dict[int, dict[str, str]], device: torch.device) -> None:
         import torch
 
         self.weight = found.weight
@@ -133,12 +134,11 @@ class _Network:
             parts.append(part)
             if number in linears and found.activation and (number != linears[-1] or found.activated_output):
                 parts.append(_activation(found.activation, str(found.tensors.path)))
-        self.network = torch.nn.Sequential(*parts).eval()
-        self.device: torch.device | None = None
+        self.network, self.device = torch.nn.Sequential(*parts).eval().to(device), device
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         context, *others = args
-        if context.device != self.device:  # where the UNet computes, which is not always where it lies
+        if context.device != self.device:  # a UNet that is offloaded computes elsewhere than it lies
             self.network.to(context.device)
             self.device = context.device
         exact = context.float()
