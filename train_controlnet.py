@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from controlkit.config import to_dict
-from controlkit.data.fresh_maps import FreshMaps
 from controlkit.data.rows import held_out
 from controlkit.errors import RequestError
 from controlkit.files import atomic_write_text
@@ -29,7 +28,7 @@ from controlkit.training.batches import ControlRows, make_batches, rows_to_come
 from controlkit.training.cache import cache_rows
 from controlkit.training.card import CURVES, model_card
 from controlkit.training.checkpoints import State, drop_old_checkpoints, load_checkpoint, save_checkpoint
-from controlkit.training.config import RESUMED_WITH, TrainConfig, check_against_base, read_rows, resolution
+from controlkit.training.config import RESUMED_WITH, TrainConfig, check_against_base, fresh_maps, read_rows, resolution
 from controlkit.training.curves import draw_curves
 from controlkit.training.encoders import let_encoders_rest
 from controlkit.training.guard import Guard
@@ -103,7 +102,7 @@ def train(
         seed=config.seed,
         buckets=config.data.buckets,
         flip=config.data.flip,
-        fresh=None if config.data.annotate is None else FreshMaps.of(config.data.condition, config.data.annotate),
+        fresh=fresh_maps(config),
     )
     rows_a_step = config.batch_size * config.gradient_accumulation * processes.count
     span: dict[str, Any] = {

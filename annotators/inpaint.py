@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 @ANNOTATORS.register("inpaint")
 @dataclass(frozen=True)
 class Inpaint(Weightless):
-    """A random mask, white where the picture is to be painted anew: boxes, brush strokes, or some of each.
+    """A random mask, white where the picture is to be painted anew: boxes, brush strokes, or some of each ("mixed"),
+    all on one side of a line ("half"), all around a box ("expand"), or any of these five.
 
-    Shapes are added until the white share reaches a number drawn between `least` and `most`; all follows from the
-    picture's bytes and `seed`.
+    Its white share is drawn between `least` and `most`; boxes and strokes are added until it is reached. All follows
+    from the picture's bytes and `seed`.
     """
 
-    shapes: Literal["mixed", "boxes", "strokes"] = "mixed"
+    shapes: Literal["mixed", "boxes", "strokes", "half", "expand", "any"] = "mixed"
     least: float = 0.1
     most: float = 0.5
     seed: int = 0
@@ -41,11 +42,33 @@ class Inpaint(Weightless):
         check_image("inpaint", image)
         chance = stream(image, self.seed)
         mask = np.zeros(image.shape[:2], np.uint8)
-        wanted = chance.uniform(self.least, self.most) * mask.size
-        while np.count_nonzero(mask) < wanted:
-            box = chance.randint(2) == 0 if self.shapes == "mixed" else self.shapes == "boxes"
+        share = chance.uniform(self.least, self.most)
+        shapes = _SHAPES[chance.randint(len(_SHAPES))] if self.shapes == "any" else self.shapes
+        if shapes == "half":
+            _fill_side(mask, chance, share)
+        elif shapes == "expand":
+            _fill_around(mask, chance, share)
+        while np.count_nonzero(mask) < share * mask.size and shapes not in ("half", "expand"):
+            box = chance.randint(2) == 0 if shapes == "mixed" else shapes == "boxes"
             (_add_box if box else _add_stroke)(mask, chance)
         return in_three_channels(mask)
+
+
+_SHAPES = ("mixed", "boxes", "strokes", "half", "expand")
+
+
+def _fill_side(mask: Image, chance: np.random.RandomState, share: float) -> None:
+    side = mask if chance.randint(2) else mask.T
+    filled = max(1, round(share * len(side)))
+    (side if chance.randint(2) else side[::-1])[:filled] = 255
+
+
+def _fill_around(mask: Image, chance: np.random.RandomState, share: float) -> None:
+    tall, wide = (int((1 - share) ** 0.5 * side) for side in mask.shape[:2])
+    top, left = chance.randint(mask.shape[0] - tall + 1), chance.randint(mask.shape[1] - wide + 1)
+    kept = mask[top : top + tall, left : left + wide].copy()
+    mask[:] = 255
+    mask[top : top + tall, left : left + wide] = kept
 
 
 def _add_box(mask: Image, chance: np.random.RandomState) -> None:

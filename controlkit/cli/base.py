@@ -13,6 +13,7 @@ from controlkit.cli.output import common_options
 
 if TYPE_CHECKING:
     from controlkit.cli.output import Output
+    from controlkit.generation.pixel_repaint import Known
 
 
 @click.group()
@@ -38,8 +39,14 @@ def train(**options: Any) -> int:
 @command.command()
 @click.option("--base", required=True, type=click.Path(path_type=Path), help="The folder of a pipeline.")
 @click.option("--num", default=1, show_default=True, type=click.IntRange(1), help="Pictures.")
-@click.option("--sampler", default="ddim", show_default=True, help="How the noise is removed.")
-@click.option("--steps", default=20, show_default=True, type=click.IntRange(1), help="Steps of the sampler.")
+@click.option("--sampler", help="How the noise is removed.  [default: ddim; with --mask ddpm]")
+@click.option("--steps", type=click.IntRange(1), help="Steps of the sampler.  [default: 20; with --mask 250]")
+@click.option("--image", type=click.Path(path_type=Path), help="A picture of the base's size, for --mask.")
+@click.option("--mask", type=click.Path(path_type=Path),
+              help="Of a model of pixels: paint what is white here of --image, by RePaint.")  # fmt: skip
+@click.option("--jump-length", type=int, metavar="J", help="RePaint: steps back at once.  [default: 10]")
+@click.option("--jump-samples", type=int, metavar="R",
+              help="RePaint: how often each stretch is walked.  [default: 10]")  # fmt: skip
 @click.option("--eta", default=0.0, show_default=True, help="ddim: 0 always the same picture, 1 as noisy as ddpm.")
 @click.option("--class", "class_name", help="Of a class-conditional base: the class, by name or number.")
 @click.option("--prompt", help="Of a text-conditional base: what to paint.")
@@ -51,8 +58,12 @@ def train(**options: Any) -> int:
 def sample(
     base: Path,
     num: int,
-    sampler: str,
-    steps: int,
+    sampler: str | None,
+    steps: int | None,
+    image: Path | None,
+    mask: Path | None,
+    jump_length: int | None,
+    jump_samples: int | None,
     eta: float,
     class_name: str | None,
     prompt: str | None,
@@ -62,17 +73,25 @@ def sample(
     device: str | None,
     output: Output,
 ) -> int:
-    """Paint pictures with a base alone, without control."""
+    """Paint pictures with a base alone, without control; or, under a mask, a part of a picture."""
     from controlkit.cli.generate import write_new
     from controlkit.files import need_writable
+    from controlkit.generation.pixel_repaint import PAPER_STEPS
     from controlkit.generation.settings import encode_picture, library_versions, weights_sha256
     from controlkit.generation.unguided import load_painter
+    from controlkit.models.locate import read_json
 
     need_writable(out, "--out")
+    known = _known(image, mask, jump_length, jump_samples, output)
+    sampler = sampler or ("ddpm" if known else "ddim")
+    steps = steps or (PAPER_STEPS if known else 20)
+    if known:
+        calls = known.check(read_json(base / "unet" / "config.json")["sample_size"], sampler, steps)
+        output.say(f"RePaint: the network is asked {calls} times")
     if seed is None:
         seed = secrets.randbelow(2**31)
         output.say(f"seed: {seed}")
-    paint = load_painter(base, class_name=class_name, prompt=prompt, cfg=cfg, device=device)
+    paint = load_painter(base, class_name=class_name, prompt=prompt, cfg=cfg, device=device, known=known)
     pictures = paint(seeds=[seed + number for number in range(num)], sampler=sampler, steps=steps, eta=eta)
     common: dict[str, Any] = {
         "base": {"name": str(base), "sha256": weights_sha256(base)},
@@ -83,14 +102,40 @@ def sample(
         "prompt": prompt,
         "cfg": cfg,
         "together": num,
+        **(_settings(image, mask, known) if image and mask and known else {}),
         "versions": library_versions(),
     }
     written = []
-    for number, image in enumerate(pictures):
-        path = write_new(out, seed + number, encode_picture(image, {**common, "seed": seed + number}))
+    for number, picture in enumerate(pictures):
+        path = write_new(out, seed + number, encode_picture(picture, {**common, "seed": seed + number}))
         written.append({"path": str(path), "seed": seed + number})
     output.answer("\n".join(str(each["path"]) for each in written), {"pictures": written})
     return 0
+
+
+def _known(
+    image: Path | None, mask: Path | None, jump: int | None, samples: int | None, output: Output
+) -> Known | None:
+    """What of a picture is known, where one is given."""
+    from controlkit.errors import RequestError
+    from controlkit.generation.pixel_repaint import PAPER_JUMP, PAPER_SAMPLES, Known
+
+    if image and mask:
+        return Known.read(image, mask, jump=jump or PAPER_JUMP, samples=samples or PAPER_SAMPLES, say=output.say)
+    given = {"--image": image, "--mask": mask, "--jump-length": jump, "--jump-samples": samples}
+    if names := [name for name, value in given.items() if value is not None]:
+        raise RequestError(
+            f"{', '.join(names)}: a part of a picture is painted by --image FILE and --mask FILE together"
+        )
+    return None
+
+
+def _settings(image: Path, mask: Path, known: Known) -> dict[str, Any]:
+    """What the PNG says of it."""
+    from controlkit.files import sha256
+
+    files = {name: {"file": str(file), "sha256": sha256(file)} for name, file in (("image", image), ("mask", mask))}
+    return {**files, "jump": known.jump, "samples": known.samples}
 
 
 @command.command("eval")

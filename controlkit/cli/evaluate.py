@@ -32,7 +32,7 @@ if TYPE_CHECKING:
                    "too.")  # fmt: skip
 @click.option("--sampler", default="dpmpp_2m_karras", show_default=True, help="How the noise is removed.")
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
-@click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
+@click.option("--cfg", type=float, help="How strongly the prompt counts; 1: no guidance.  [default: the base's, 7.5]")
 @click.option("--seed", default=0, show_default=True, help="Row i is painted from SEED + i.")
 @click.option(
     "--out", default="report", show_default=True, type=click.Path(path_type=Path), help="The report's folder."
@@ -54,7 +54,7 @@ def command(
     sweep: str | None,
     sampler: str,
     steps: int,
-    cfg: float,
+    cfg: float | None,
     seed: int,
     out: Path,
     compare: tuple[Path, Path] | None,
@@ -87,7 +87,7 @@ def command(
     from controlkit.files import need_writable
     from controlkit.generation.request import Net
     from controlkit.generation.sweeps import Sweep
-    from controlkit.models.bases import DEFAULT_BASE
+    from controlkit.models.bases import DEFAULT_BASE, usual_cfg
     from controlkit.models.devices import choose_device, choose_precision
     from controlkit.processes import Processes
 
@@ -98,7 +98,7 @@ def command(
         "held_out": held_out,
         "sampler": sampler,
         "steps": steps,
-        "cfg": cfg,
+        "cfg": usual_cfg(base or DEFAULT_BASE) if cfg is None else cfg,
         "weight": weight,
         "seed": seed,
     }

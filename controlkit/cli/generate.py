@@ -27,15 +27,25 @@ if TYPE_CHECKING:
 @click.option("--control-mode", "control_modes", multiple=True, metavar="MODE",
               help="balanced; prompt: the prompt comes first; control: the map comes first, also before what the "
                    "prompt leaves open. One for all controls, or one for each.  [default: balanced]")  # fmt: skip
+@click.option("--control-mask", "control_masks", multiple=True, metavar="[TYPE=]FILE",
+              help="Where the control holds: white wholly, grey in part, black not at all. One for all controls, one "
+                   "for each (none: everywhere), or TYPE=FILE for one of them.")  # fmt: skip
+@click.option("--control-layers", multiple=True, metavar="[TYPE=]WEIGHTS",
+              help="How much each residual of the ControlNet counts, the finest first: 13 numbers for SD, 10 for "
+                   "SDXL, apart by commas; or soft:0.825, the finer ones less. Given as masks are.")  # fmt: skip
 @click.option("--resize", type=click.Choice(["crop", "pad", "fit"]), default="crop", show_default=True,
               help="A map of another shape: cut at the sides, black beside it, or squeezed.")  # fmt: skip
 @click.option("--image", metavar="FILE",
-              help="Start from this picture instead of from noise (img2img).")  # fmt: skip
+              help="Start from this picture instead of from noise (img2img); with --mask what is mended.")  # fmt: skip
 @click.option("--strength", type=float, metavar="0..1",
               help="How much of --image changes: the share of the steps that is walked.  [default: 0.6]")  # fmt: skip
 @click.option("--mask", metavar="FILE",
-              help="Paint only what is white here of --image, by RePaint; all else stays bit for bit.")  # fmt: skip
-@click.option("--inpaint", type=click.Choice(["repaint"]), help="How the masked part is painted.  [default: repaint]")
+              help="Paint only what is white here of --image; all else stays bit for bit.")  # fmt: skip
+@click.option("--outpaint", metavar="LEFT,TOP,RIGHT,BOTTOM",
+              help="Enlarge --image by so many pixels and paint what is new; the old part stays.")  # fmt: skip
+@click.option("--inpaint", type=click.Choice(["repaint", "model", "controlnet"]),
+              help="By any base, by one that reads masks (9 channels), or by a ControlNet for it.  [default: what base "
+                   "and ControlNet are made for, else repaint]")  # fmt: skip
 @click.option("--invert-mask", is_flag=True, help="Black is painted.")
 @click.option("--grow", type=int, metavar="PX", help="Make the mask larger on all sides.  [default: 0]")
 @click.option("--feather", type=int, metavar="PX",
@@ -47,8 +57,11 @@ if TYPE_CHECKING:
               help="RePaint: how often each stretch is walked; 1 never goes back.  [default: 5]")  # fmt: skip
 @click.option("--jump-window", metavar="FROM:TO",
               help="RePaint: shares of the noise between which it goes back.  [default: 0.2:0.8]")  # fmt: skip
-@click.option("--prompt", default="", help="What to paint.")
+@click.option("--prompt", default="",
+              help="What to paint, of any length. (word:1.3), (word) and [word] weigh as in webuis: what the text "
+                   "encoder made of them is multiplied, and the mean restored. BREAK begins a new chunk.")  # fmt: skip
 @click.option("--negative", default="", help="What not to paint.")
+@click.option("--plain-prompt", is_flag=True, help="Brackets and BREAK in prompts are text like any other.")
 @click.option("--base", metavar="BASE",
               help="SD 1.x, 2.x or SDXL: a folder, .safetensors, .ckpt or hub id.  [default: toybox]")  # fmt: skip
 @click.option("--prediction", type=click.Choice(["epsilon", "v_prediction", "sample"]),
@@ -56,14 +69,18 @@ if TYPE_CHECKING:
 @click.option("--tokenizer", metavar="FOLDER_OR_ID", help="For a base in a file.  [default: one that lies near]")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[@WEIGHT]",
               help="A LoRA, LoCon, LoHa or LoKr of any tool; more than one add up.")  # fmt: skip
+@click.option("--hypernetwork", "hypernetworks", multiple=True, metavar="FILE[@WEIGHT]",
+              help="A hypernetwork of webuis; more than one follow one another.")  # fmt: skip
 @click.option("--embedding", "embeddings", multiple=True, metavar="FILE",
               help="A textual inversion, called in the prompt by the file's name.")  # fmt: skip
 @click.option("--vae", metavar="FILE_OR_FOLDER", help="A VAE in the place of the base's.")
-@click.option("--sampler", help="How the noise is removed.  [default: dpmpp_2m_karras; with --mask ddim]")
+@click.option("--sampler", help="How the noise is removed.  [default: dpmpp_2m_karras; with RePaint ddim]")
 @click.option("--eta", type=float, metavar="0..1",
-              help="Noise of each step, for ddim and tcd.  [default: 0, none; with --mask 1]")  # fmt: skip
+              help="Noise of each step, for ddim and tcd.  [default: 0, none; with RePaint 1]")  # fmt: skip
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
-@click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
+@click.option("--cfg", type=float, help="How strongly the prompt counts; 1: no guidance.  [default: the base's, 7.5]")
+@click.option("--cfg-interval", metavar="FROM:TO",
+              help="Guide in this share of the steps alone; others take half the time.  [default: 0:1]")  # fmt: skip
 @click.option("--cfg-rescale", default=0.0, metavar="0..1",
               help="Against the washed-out contrast of a high --cfg.  [default: 0, off; 0.7 is usual]")  # fmt: skip
 @click.option("--clip-skip", default=1, metavar="N", show_default=True,
@@ -99,7 +116,10 @@ def command(
     controls: tuple[str, ...],
     controlnets: tuple[str, ...],
     control_modes: tuple[str, ...],
+    control_masks: tuple[str, ...],
+    control_layers: tuple[str, ...],
     loras: tuple[str, ...],
+    hypernetworks: tuple[str, ...],
     embeddings: tuple[str, ...],
     base: str | None,
     seed: int | None,
@@ -113,7 +133,6 @@ def command(
     dtype: str | None,
     execution: Execution,
     output: Output,
-    inpaint: str | None,
     **others: Any,
 ) -> int:
     """Paint pictures: from a prompt, from a picture (--image), under control maps (--control) or without.
@@ -138,15 +157,16 @@ def command(
         "control": controls or None,
         "controlnet": controlnets or None,
         "control-mode": control_modes or None,
+        "control-mask": control_masks or None,
+        "control-layers": control_layers or None,
         "lora": loras or None,
+        "hypernetwork": hypernetworks or None,
         "embedding": embeddings or None,
         "base": base,
         "seed": seed,
         "num": num,
         **{name.replace("_", "-"): value for name, value in others.items()},
     }
-    if inpaint and not (others["mask"] or requests):
-        raise RequestError(f"--inpaint {inpaint}: nothing is masked; give --mask FILE")
     if requests and (grid or sweeps):
         raise RequestError("--requests goes without --grid and --sweep: its pictures may be of any size")
     how: dict[str, Any] = {"device": device, "dtype": dtype, "execution": execution, "output": output}

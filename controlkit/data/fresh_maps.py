@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+DRAWN_MASKS = ("shapes=any", "least=0.05", "most=0.8")
+"""Of every kind and size: the masks that an inpainting net learns with where nothing else is said."""
+
+
 @dataclass(frozen=True)
 class FreshMaps:
     """`fixed` and `ranges` are parameters of the annotator of type `condition`. One that has a `seed` gets it drawn."""

@@ -65,6 +65,7 @@ def read_datasets(
     maps: str | None = None,
     label: str | None = None,
     mask: str | None = None,
+    without_maps: bool = False,
     say: Callable[[str], None] = lambda text: None,
     processes: Processes | None = None,
 ) -> list[Row]:
@@ -76,7 +77,9 @@ def read_datasets(
     return [
         row
         for data in found
-        for row in read_dataset(data, condition, maps=folder, label=label, mask=mask, processes=processes)
+        for row in read_dataset(
+            data, condition, maps=folder, label=label, mask=mask, without_maps=without_maps, processes=processes
+        )
     ]
 
 
@@ -87,19 +90,21 @@ def read_dataset(
     maps: Path | None = None,
     label: str | None = None,
     mask: str | None = None,
+    without_maps: bool = False,
     processes: Processes | None = None,
 ) -> list[Row]:
-    """The rows of a dataset in any form, in its order: with a `condition` those that have a map of that type, which for
-    the first of two folders lie in `maps`; with a `label` the value of that column, or of `column.key` in its JSON;
-    with a `mask` the map of that name.
+    """The rows of a dataset in any form, in its order: with a `condition` those that have a map of that type (those
+    `without_maps` too, if asked for), which for the first of two folders lie in `maps`; with a `label` the value of
+    that column, or of `column.key` in its JSON; with a `mask` the map of that name.
 
     Called by all processes together, each hashes its share of the pictures.
     """
     found = read(data, maps, condition)
     controls: list[Readable | None] = [None] * len(found)
     if condition is not None:
-        found = [each for each in found if condition in each.maps] or _refuse(data, condition, found)
-        controls = [each.maps[condition] for each in found]
+        if not without_maps:
+            found = [each for each in found if condition in each.maps] or _refuse(data, condition, found)
+        controls = [each.maps.get(condition) for each in found]
     masks = [None if mask is None else each.maps.get(mask) for each in found]
     if mask is not None and not any(masks):
         types = sorted({type for each in found for type in each.maps})

@@ -30,7 +30,7 @@ from controlkit.evaluation.obedience import judge_of_rows
 from controlkit.evaluation.scores import Score, paired_share
 from controlkit.files import atomic_write_bytes
 from controlkit.generation.settings import encode_picture, library_versions, read_settings, weights_sha256
-from controlkit.models.bases import DEFAULT_BASE, find_base
+from controlkit.models.bases import DEFAULT_BASE, USUAL_CFG, find_base
 from controlkit.models.controlnets import find_controlnet
 from controlkit.models.devices import able
 
@@ -66,7 +66,7 @@ class Question:
     held_out: float | None = None  # only the rows that a training with that data.held_out kept back
     sampler: str = "dpmpp_2m_karras"
     steps: int = 20
-    cfg: float = 7.5
+    cfg: float = USUAL_CFG
     weight: float = 1.0
     seed: int = 0
 
@@ -138,8 +138,8 @@ class Trial:
 def prepare(question: Question, *, processes: Processes, say: Callable[[str], None] = lambda text: None) -> Trial:
     """Refuse what can be refused."""
     assert question.controlnet is not None
-    base, net = find_base(question.base), find_controlnet(question.controlnet)
-    net.check_fits(base)
+    base = find_base(question.base)
+    net = find_controlnet(question.controlnet).on(base)
     condition = question.condition or net.condition
     if condition is None:
         raise RequestError(

@@ -12,11 +12,14 @@ from controlkit.errors import RequestError
 from controlkit.generation.execution import Execution
 from controlkit.generation.inpainting import repainting
 from controlkit.generation.limits import refuse_what_cannot_be
+from controlkit.generation.pace import Pace
 from controlkit.generation.pipelines import load_parts
 from controlkit.generation.plan import make_plan
+from controlkit.generation.prompts import prompt_arguments
 from controlkit.generation.record import made_maps, record
 from controlkit.generation.tasks import pipeline_and_arguments, seams
 from controlkit.models.formats.embeddings import add_embeddings
+from controlkit.models.formats.hypernetworks import add_hypernetworks
 from controlkit.models.formats.lora import apply_loras
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Models:
-    """The loaded networks of a plan, LoRAs and embeddings added."""
+    """The loaded networks of a plan, LoRAs, hypernetworks and embeddings added."""
 
     parts: dict[str, Any]
     nets: list[Any]
@@ -70,9 +73,10 @@ def generate(
 
 def load_models(plan: Plan, *, device: torch.device | str, dtype: torch.dtype) -> Models:
     """Weights enter the memory here and nowhere else."""
-    nets = [net.load(torch_dtype=dtype).to(device).eval() for net in plan.controlnets]
+    nets = [net.load(torch_dtype=dtype).to(device).eval() for net in plan.nets]
     parts = load_parts(plan.base, dtype=dtype, device=device, vae=plan.vae)
     apply_loras(parts, plan.loras)
+    add_hypernetworks(parts["unet"], plan.hypernetworks)
     add_embeddings(parts, plan.embeddings)
     return Models(parts, nets)
 
@@ -97,15 +101,20 @@ def paint(
     tiled = execution.tiles(plan.size, say)
     pipeline, arguments = pipeline_and_arguments(plan, models.parts, models.nets)
     execution.apply(pipeline, device, tiled=tiled, say=say)
+    arguments |= prompt_arguments(plan, pipeline)
     previews = execution.watch(pipeline, request.walked_steps, execution.find_preview_vae(plan.base), device)
     settings = record(plan, device=device, dtype=models.parts["unet"].dtype, execution=execution)
     wanted = request.seeds if seeds is None else seeds
     batches = [batch for batch in request.batches if set(batch) & set(wanted)]
+    calls = request.walked_steps * pipeline.scheduler.order * len(batches)
+    pace = Pace(calls, device, say) if plan.canvas else None
     done, total = 0, request.walked_steps * sum(map(len, batches))
     progress(done, total)
     for batch in batches:
 
         def after_step(_: Any, step: int, __: Any, values: Any, done: int = done, count: int = len(batch)) -> Any:
+            if pace:
+                pace.step()
             # Samplers of second order call more than once a step.
             progress(done + min(step + 1, request.walked_steps) * count, total)
             return values
@@ -133,9 +142,9 @@ def paint(
 
 
 def _walk(plan: Plan, pipeline: Any, generators: list[torch.Generator]) -> AbstractContextManager[dict[str, Any]]:
-    """Where a mask says what is painted, RePaint's walk; else the sampler's own."""
+    """Where a mask is painted by RePaint, its walk; else the sampler's own."""
     request = plan.request
-    if plan.canvas is None or request.mask is None:
+    if plan.canvas is None or request.mask is None or not request.repaints:
         return nullcontext({})
     return repainting(
         pipeline,

@@ -1,4 +1,4 @@
-"""Inpainting by RePaint: a part of a picture is painted anew by any base, under any ControlNets.
+"""Inpainting: a part of a picture is painted anew, by RePaint or by diffusers' pipelines for it.
 
 The network sees the whole part that is cut out; what it gives back is used in the hole and its feather alone.
 """
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from annotators.contract import resize_map
+from annotators.contract import in_three_channels, resize_map
 from controlkit.diffusion.repaint import make_repaint
 from controlkit.generation.masks import Region, latent_hole, match_colours, paste_back
 from controlkit.generation.windows import Window
 from controlkit.models.devices import able
+from controlkit.models.inpaint_hint import inpaint_hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,9 +48,11 @@ class Canvas:
         multiple: int,
         padding: int | None = None,
         area: int = 0,
+        mixed: bool = False,
     ) -> Canvas:
-        """The whole picture; with `padding` the hole and so many pixels around it, painted at about `area` pixels."""
-        region = Region.of(mask, grow=grow, feather=feather)
+        """The whole picture; with `padding` the hole and so many pixels around it, painted at about `area` pixels.
+        `mixed` is for who paints all of the hole: a soft mask then tells how much of it is taken."""
+        region = Region.of(mask, grow=grow, feather=feather, mixed=mixed)
         height, width = mask.shape
         if padding is None:
             return Canvas(picture, region, Window.whole(width, height, multiple))
@@ -64,6 +67,16 @@ class Canvas:
     def hole(self) -> Plane:
         """What of it they paint."""
         return self.window.cut_hole(self.region.hole)
+
+    @property
+    def mask(self) -> Image:
+        """(H, W): 255 where they paint, as who cannot paint by halves is told."""
+        return np.where(self.hole > 0, 255, 0).astype(np.uint8)
+
+    @property
+    def hint(self) -> torch.Tensor:
+        """What a ControlNet for inpainting reads."""
+        return inpaint_hint(self.shown, in_three_channels(self.mask))
 
     def control(self, control_map: Image, values: frozenset[int] | None) -> Image:
         """The part of a map of the picture's size, by the rule of its kind."""
@@ -121,6 +134,28 @@ def repainting(
         yield {"latents": scheduler.begin(noise)}
     finally:
         pipeline.scheduler = inner
+
+
+@contextmanager
+def keeping_strokes(pipeline: Any) -> Iterator[None]:
+    """As long as the block lasts an inpainting pipeline paints each latent cell of which any pixel is masked. Its own
+    way looks at one pixel of a cell, and thin strokes are lost."""
+    bring_down = pipeline.prepare_mask_latents
+
+    def kept(mask: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        return bring_down(whole_cells(mask, pipeline.vae_scale_factor), *rest, **options)
+
+    pipeline.prepare_mask_latents = kept
+    try:
+        yield
+    finally:
+        del pipeline.prepare_mask_latents
+
+
+def whole_cells(mask: torch.Tensor, factor: int) -> torch.Tensor:
+    """(B, 1, H, W): every latent cell that is touched is masked as a whole."""
+    cells = torch.nn.functional.max_pool2d(mask, factor)
+    return cells.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
 
 
 @torch.no_grad()

@@ -34,10 +34,15 @@ class Region:
     weight: Plane
 
     @staticmethod
-    def of(mask: Plane, *, grow: int = 0, feather: int = 0) -> Region:
+    def of(mask: Plane, *, grow: int = 0, feather: int = 0, mixed: bool = False) -> Region:
         """A mask grown by `grow` pixels in all directions; around that the picture passes over into what was painted
-        within `feather` pixels, which are painted too, so that both sides of the seam are there."""
+        within `feather` pixels, which are painted too, so that both sides of the seam are there. `mixed`: grey takes
+        that share of what is painted; the feather then begins at what is white."""
         hole = dilate(mask, grow)
+        if mixed and (hole == 1).any():
+            away = distance(hole == 1)
+            weight = np.maximum(hole, np.clip(1 - away / (feather + 1), 0, 1)).astype(np.float32)
+            return Region((weight > 0).astype(np.float32), weight)
         if not feather:
             return Region(dilate(hole, 0), (hole > 0).astype(np.float32))
         away = distance(hole > 0)

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from controlkit.diffusion.samplers import ETA_SAMPLERS
 from controlkit.errors import RequestError, known
-from controlkit.generation.request import Mask, Net, Request, parse_controls, parse_size, parse_window
+from controlkit.generation.request import (
+    Mask,
+    Net,
+    Request,
+    parse_controls,
+    parse_outpaint,
+    parse_shares,
+    parse_size,
+)
+from controlkit.generation.ways import REPAINT, complete
+from controlkit.models.bases import DEFAULT_BASE, usual_cfg
+from controlkit.models.formats.hypernetworks import Hypernetwork
 from controlkit.models.formats.lora import Lora
 
 if TYPE_CHECKING:
@@ -53,16 +64,19 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "strength": ("strength", _number),
     "prompt": ("prompt", _text),
     "negative": ("negative", _text),
+    "plain-prompt": ("plain_prompt", _switch),
     "base": ("base", _text),
     "prediction": ("prediction", _text),
     "tokenizer": ("tokenizer", _text),
     "lora": ("loras", lambda value: tuple(Lora.parse(text) for text in _texts(value))),
+    "hypernetwork": ("hypernetworks", lambda value: tuple(Hypernetwork.parse(text) for text in _texts(value))),
     "embedding": ("embeddings", lambda value: tuple(Path(text) for text in _texts(value))),
     "vae": ("vae", _text),
     "sampler": ("sampler", _text),
     "eta": ("eta", _number),
     "steps": ("steps", _whole),
     "cfg": ("cfg", _number),
+    "cfg-interval": ("cfg_interval", lambda value: parse_shares(_text(value), "cfg-interval", "steps")),
     "cfg-rescale": ("cfg_rescale", _number),
     "clip-skip": ("clip_skip", _whole),
     "seed": ("seed", _whole),
@@ -73,19 +87,22 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "annotate": ("annotate", _switch),
     "control-half": ("control_half", _switch),
 }
-_OF_CONTROLS = ("control", "control-mode")
+_OF_CONTROLS = ("control", "control-mode", "control-mask", "control-layers")
 
 # Option -> (field of the mask, how its value is read).
 _OF_MASK: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "mask": ("file", lambda value: Path(_text(value))),
+    "outpaint": ("outpaint", lambda value: parse_outpaint(_text(value))),
+    "inpaint": ("way", _text),
     "invert-mask": ("invert", _switch),
     "grow": ("grow", _whole),
     "feather": ("feather", _whole),
     "only-masked": ("only_masked", _whole),
     "jump-length": ("jump", _whole),
     "jump-samples": ("samples", _whole),
-    "jump-window": ("window", lambda value: parse_window(_text(value))),
+    "jump-window": ("window", lambda value: parse_shares(_text(value), "jump-window", "noise")),
 }
+_OF_REPAINT = ("jump-length", "jump-samples", "jump-window")
 OPTIONS = (*_OF_CONTROLS, *_OF_MASK, *_FIELDS)
 
 
@@ -94,10 +111,9 @@ def request_of(options: Mapping[str, Any]) -> Request:
     given = {name: value for name, value in options.items() if value is not None}
     fields: dict[str, Any] = {}
     of_mask: dict[str, Any] = {}
-    if given.get("mask"):
-        given = {"sampler": "ddim", **given}
-        if given["sampler"] in ETA_SAMPLERS:
-            given = {"eta": 1.0, **given}  # noise in each step is what brings the two parts together
+    if given.get("mask") or given.get("outpaint"):
+        given = _of_masked(given)
+    given = {"cfg": usual_cfg(given.get("base", DEFAULT_BASE)), **given}
     for name, value in given.items():
         if name not in OPTIONS:
             raise RequestError(f"unknown option {name!r}: {known(name, OPTIONS)}")
@@ -112,16 +128,30 @@ def request_of(options: Mapping[str, Any]) -> Request:
                 fields[field] = read(value)
         except TypeError as expected:
             raise RequestError(f"{name}={value!r}: expected {expected}") from None
-    controls, modes = (_texts(given.get(name, ())) for name in _OF_CONTROLS)
-    if controls and not given.get("controlnet"):
-        raise RequestError(
-            "no ControlNet is given; expected --controlnet FOLDER, e.g. --controlnet runs/circles/controlnet"
-        )
+    controls = parse_controls(*(_texts(given.get(name, ())) for name in _OF_CONTROLS))
     of_mask = {field: value for field, value in of_mask.items() if value is not False}
-    if of_mask and "file" not in of_mask:
+    if of_mask and not {"file", "outpaint"} & set(of_mask):
         raise RequestError(
-            f"{next(name for name in _OF_MASK if given.get(name))}: says how a mask is used; give --mask"
+            f"{next(name for name in _OF_MASK if given.get(name))}: says how a mask is used; give --mask FILE "
+            f"or --outpaint LEFT,TOP,RIGHT,BOTTOM"
         )
     if of_mask:
-        fields["mask"] = Mask(**of_mask)
-    return Request(controls=parse_controls(controls, modes), **fields)
+        fields["mask"] = Mask(**{"file": None, **of_mask})
+    return Request(controls=controls, **fields)
+
+
+def _of_masked(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a masked picture, with those that follow from its way."""
+    nets = tuple(Net.parse(text) for text in _texts(given.get("controlnet", ())))
+    given = {**given, **complete(given, nets)}
+    if "mask" not in given:
+        if given.get("invert-mask"):
+            raise RequestError("invert-mask: there is no mask; leave it out, or give --mask FILE")
+        given = {"feather": 0, **given}  # all of the old picture stays
+    if given["inpaint"] == REPAINT:
+        given = {"sampler": "ddim", **given}
+        # Noise in each step is what brings the two parts together.
+        return {"eta": 1.0, **given} if given["sampler"] in ETA_SAMPLERS else given
+    if walks := [name for name in _OF_REPAINT if name in given]:
+        raise RequestError(f"{walks[0]}: says how RePaint walks, and {given['inpaint']!r} does not; leave it out")
+    return given

@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 FROM_TEXT = "text"
 FROM_PICTURE = "picture"
+INPAINTED = "hole"
 
-# (task, with ControlNets) -> the pipeline of SD 1.x and 2.x, that of SDXL. Inpainting will be a task of its own.
+# (task, with ControlNets) -> the pipeline of SD 1.x and 2.x, that of SDXL.
 PIPELINES = {
     (FROM_TEXT, False): ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
     (FROM_TEXT, True): ("StableDiffusionControlNetPipeline", "StableDiffusionXLControlNetPipeline"),
     (FROM_PICTURE, False): ("StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"),
     (FROM_PICTURE, True): ("StableDiffusionControlNetImg2ImgPipeline", "StableDiffusionXLControlNetImg2ImgPipeline"),
+    (INPAINTED, False): ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"),
+    (INPAINTED, True): ("StableDiffusionControlNetInpaintPipeline", "StableDiffusionXLControlNetInpaintPipeline"),
 }
 
 
@@ -55,7 +58,8 @@ def make_pipeline(
     """diffusers' pipeline for that task and the base's family, under these ControlNets or none."""
     import diffusers
 
-    need_latent_channels(base)
+    if task != INPAINTED:
+        need_latent_channels(base)
     kind = getattr(diffusers, PIPELINES[task, bool(controlnets)][base.is_xl])
     options = {**parts, "scheduler": scheduler}
     if controlnets:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from controlkit.generation.modes import control_modes, is_guess_mode
-from controlkit.generation.pipelines import FROM_PICTURE, FROM_TEXT, make_pipeline
-from controlkit.generation.prompts import read_earlier_layer
+from controlkit.generation.inpainting import keeping_strokes
+from controlkit.generation.interval import WHOLE, guided_within
+from controlkit.generation.modes import BALANCED, control_modes, is_guess_mode
+from controlkit.generation.pipelines import FROM_PICTURE, FROM_TEXT, INPAINTED, make_pipeline
 from controlkit.generation.rescale import has_own_rescale, rescaled_guidance
+from controlkit.generation.residuals import weighed_residuals
 from controlkit.generation.silent import control_conditional_half, silenced
-from controlkit.models.formats.embeddings import rewrite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,21 +20,21 @@ if TYPE_CHECKING:
 
 
 def pipeline_and_arguments(plan: Plan, parts: dict[str, Any], nets: list[Any]) -> tuple[Any, dict[str, Any]]:
-    """The pipeline of a plan's task, and everything to call it with but seeds and callbacks."""
-    task = FROM_PICTURE if plan.start else FROM_TEXT
+    """The pipeline of a plan's task, and everything to call it with but prompts, seeds and callbacks."""
+    masked = plan.canvas if not plan.request.repaints else None
+    task = INPAINTED if masked else FROM_PICTURE if plan.start else FROM_TEXT
     pipeline = make_pipeline(task, plan.base, parts, [silenced(nets)] if nets else [], plan.scheduler)
     if plan.request.control_half:
         control_conditional_half(pipeline)
     arguments = _common(plan)
-    if (skip := plan.request.clip_skip - 1) and plan.base.is_xl:
-        arguments["clip_skip"] = skip
-    elif skip:
-        arguments["prompt_embeds"] = read_earlier_layer(parts, arguments.pop("prompt"), skip)
-    if plan.controlnets:
+    if nets:
         arguments |= _of_controls(plan, "image" if task == FROM_TEXT else "control_image")
     if plan.start:
         arguments |= {"image": _pil(plan.start.pixels), "strength": plan.request.noise_share}
-    if task == FROM_TEXT or plan.controlnets:  # img2img alone paints at its picture's size
+    if masked:
+        arguments |= {"image": _pil(masked.shown), "mask_image": _pil(masked.mask)}
+        arguments["strength"] = plan.request.noise_share
+    if task != FROM_PICTURE or nets:  # img2img alone paints at its picture's size
         arguments |= {"width": plan.size[0], "height": plan.size[1]}
     if plan.request.cfg_rescale and has_own_rescale(pipeline):
         arguments["guidance_rescale"] = plan.request.cfg_rescale
@@ -45,7 +46,14 @@ def seams(plan: Plan, pipeline: Any, nets: list[Any]) -> Iterator[None]:
     """What the plan asks for beyond the pipeline's arguments, hooked in as long as the block lasts."""
     request = plan.request
     with ExitStack() as hooks:
-        hooks.enter_context(control_modes(nets, [control.mode for control in request.controls], guided=plan.guided))
+        hooks.enter_context(control_modes(nets, _modes(plan), guided=plan.guided))
+        of_filler = [None] if plan.filler else []
+        regions = [region.pixels if region else None for region in plan.regions]
+        hooks.enter_context(weighed_residuals(nets, [*plan.layers, *of_filler], [*regions, *of_filler]))
+        if request.cfg_interval != WHOLE:  # before what reads the two halves
+            hooks.enter_context(guided_within(pipeline, request.cfg_interval))
+        if plan.canvas and not request.repaints:
+            hooks.enter_context(keeping_strokes(pipeline))
         if request.cfg_rescale and not has_own_rescale(pipeline):
             hooks.enter_context(rescaled_guidance(pipeline.unet, cfg=request.cfg, rescale=request.cfg_rescale))
         yield
@@ -54,8 +62,6 @@ def seams(plan: Plan, pipeline: Any, nets: list[Any]) -> Iterator[None]:
 def _common(plan: Plan) -> dict[str, Any]:
     request = plan.request
     return {
-        "prompt": rewrite(request.prompt, plan.embeddings),
-        "negative_prompt": rewrite(request.negative, plan.embeddings) or None,
         "num_inference_steps": request.steps,
         "guidance_scale": request.cfg,
         "eta": request.eta,
@@ -63,19 +69,27 @@ def _common(plan: Plan) -> dict[str, Any]:
 
 
 def _of_controls(plan: Plan, name: str) -> dict[str, Any]:
-    """One ControlNet takes a value, several take a list. `name` is what the pipeline calls its maps."""
+    """One ControlNet takes a value, several take a list. `name` is what the pipeline calls its maps. The one that reads
+    the picture with its hole comes last."""
     controls = plan.request.controls
+    hint = [plan.canvas.hint[None]] if plan.canvas and plan.filler else []
+    always = [1.0] * len(hint)
 
     def of_each(values: list[Any]) -> Any:
         return values[0] if len(values) == 1 else values
 
     return {
-        name: of_each([_pil(pixels) for pixels in plan.fitted]),
-        "controlnet_conditioning_scale": of_each([control.weight for control in controls]),
-        "control_guidance_start": of_each([control.start for control in controls]),
-        "control_guidance_end": of_each([control.end for control in controls]),
-        "guess_mode": is_guess_mode([control.mode for control in controls]),
+        name: of_each([*(_pil(pixels) for pixels in plan.fitted), *hint]),
+        "controlnet_conditioning_scale": of_each([*(control.weight for control in controls), *always]),
+        "control_guidance_start": of_each([*(control.start for control in controls), *(0.0 for _ in hint)]),
+        "control_guidance_end": of_each([*(control.end for control in controls), *always]),
+        "guess_mode": is_guess_mode(_modes(plan)),
     }
+
+
+def _modes(plan: Plan) -> list[str]:
+    """One for each net."""
+    return [*(control.mode for control in plan.request.controls), *([BALANCED] if plan.filler else [])]
 
 
 def _pil(pixels: Any) -> Any:

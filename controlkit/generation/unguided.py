@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from controlkit.generation.pixel_repaint import Known
+
 LABELS = "labels.json"
 """Beside a class-conditional pipeline: the names of its classes; the number behind the last is "no class"."""
 
@@ -34,11 +36,13 @@ def paint_pixels(
     given: Mapping[str, torch.Tensor] | None = None,
     empty: Mapping[str, torch.Tensor] | None = None,
     cfg: float = 1.0,
+    known: Known | None = None,
 ) -> list[NDArray[np.uint8]]:
     """One picture a seed, together. "ddpm" walks a respaced schedule by its own variance; any other sampler is
     diffusers', which takes the mean of a network that learns its variance.
 
-    `given` is what the network takes beside picture and time (a class, a prompt), `empty` the same for "nothing".
+    `given` is what the network takes beside picture and time (a class, a prompt), `empty` the same for "nothing". Where
+    a part of the pictures is `known`, the rest is painted by RePaint.
     """
     import torch
 
@@ -46,7 +50,8 @@ def paint_pixels(
     from controlkit.diffusion.respacing import timestep_grid
     from controlkit.diffusion.schedules import from_scheduler_config
 
-    scheduler = make_sampler(sampler, scheduler_config, steps=steps, eta=eta)
+    grid = {"timestep_spacing": "linspace"} if known else {}  # all of the schedule, as the paper walks it
+    scheduler = make_sampler(sampler, {**scheduler_config, **grid}, steps=steps, eta=eta)
     device, side = unet.device, unet.config.sample_size
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     x = torch.stack([torch.randn((3, side, side), generator=each) for each in generators]).to(device)
@@ -61,7 +66,7 @@ def paint_pixels(
             output = torch.cat([guide(without[:, :3], output[:, :3], cfg), output[:, 3:]], dim=1)
         return output
 
-    if sampler == "ddpm":
+    if sampler == "ddpm" and known is None:
         schedule = from_scheduler_config(scheduler_config)
         x = ddpm.sample(
             model,
@@ -74,16 +79,18 @@ def paint_pixels(
             generator=generators[0],
         )
     else:
+        if known is not None:
+            scheduler = known.walk_with(scheduler)
         scheduler.set_timesteps(steps, device=device)
         # Samplers that draw noise take a generator; without one they would draw from wherever the process stands.
         known_to_step = inspect.signature(scheduler.step).parameters
         extra: dict[str, Any] = {"generator": generators[0]} if "generator" in known_to_step else {}
         if eta:
             extra["eta"] = eta
-        x = x * scheduler.init_noise_sigma
+        x = x * scheduler.init_noise_sigma if known is None else scheduler.begin(x)
         for t in scheduler.timesteps:
             output = model(scheduler.scale_model_input(x, t), t.expand(len(x)))
-            mean = output[:, :3] if learned else output
+            mean = output[:, :3] if learned and sampler != "ddpm" else output  # which takes the variance too
             x = scheduler.step(mean, t, x, **extra).prev_sample
     return to_pictures(x)
 
@@ -129,9 +136,16 @@ def paint_prompts(
 
 
 def load_painter(
-    folder: Path, *, class_name: str | None, prompt: str | None, cfg: float, device: str | None
+    folder: Path,
+    *,
+    class_name: str | None,
+    prompt: str | None,
+    cfg: float,
+    device: str | None,
+    known: Known | None = None,
 ) -> Callable[..., list[NDArray[np.uint8]]]:
-    """A function (seeds, sampler, steps, eta) -> pictures for the pipeline in that folder, of either kind."""
+    """A function (seeds, sampler, steps, eta) -> pictures for the pipeline in that folder, of either kind; with a model
+    of pixels also where a part of the pictures is `known`."""
     from controlkit.models.devices import choose_device
     from controlkit.models.locate import read_json
     from controlkit.models.quiet import quiet_libraries
@@ -141,6 +155,8 @@ def load_painter(
         raise RequestError(
             f"base {str(folder)!r} is a {kind}; expected a DDPMPipeline, PixelPromptPipeline or StableDiffusionPipeline"
         )
+    if kind != "DDPMPipeline" and known is not None:
+        raise RequestError(f"--mask: base {str(folder)!r} reads text; paint with controlkit generate --image --mask")
     if kind == "DDPMPipeline" and prompt is not None:
         raise RequestError(f"--prompt: base {str(folder)!r} reads no text; leave it out")
     if kind != "DDPMPipeline" and class_name is not None:
@@ -167,7 +183,7 @@ def load_painter(
         given, empty = (None, None) if number is None else class_inputs(pixels.unet, [number] * len(seeds))
         weight = 1.0 if class_name is None else cfg
         return paint_pixels(
-            pixels.unet, pixels.scheduler.config, seeds=seeds, given=given, empty=empty, cfg=weight, **how
+            pixels.unet, pixels.scheduler.config, seeds=seeds, given=given, empty=empty, cfg=weight, known=known, **how
         )
 
     return paint

@@ -75,16 +75,12 @@ class Window:
         return whole
 
 
-def extend(image: Image, left: int, top: int, right: int, bottom: int, *, overlap: int) -> tuple[Image, Plane]:
-    """A picture with room around it, its edges drawn out to fill it, and the mask of what is new; `overlap` pixels of
-    the old picture are painted again along each side that grew, so that the join is not a line."""
-    height, width = image.shape[:2]
-    wider = np.pad(image, ((top, bottom), (left, right), (0, 0)), mode="edge")
-    mask = np.ones(wider.shape[:2], np.float32)
-    kept_rows = slice(top + (overlap if top else 0), top + height - (overlap if bottom else 0))
-    kept_columns = slice(left + (overlap if left else 0), left + width - (overlap if right else 0))
-    mask[kept_rows, kept_columns] = 0
-    return wider, mask
+def extend(image: Image, hole: Plane, room: tuple[int, int, int, int]) -> tuple[Image, Plane]:
+    """A picture with room at its left, top, right and bottom, its edges drawn out to fill it, and its hole, to which
+    what is new belongs."""
+    left, top, right, bottom = room
+    sides = (top, bottom), (left, right)
+    return np.pad(image, (*sides, (0, 0)), mode="edge"), np.pad(hole, sides, constant_values=1)
 
 
 def _up(side: int, multiple: int) -> int:

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import RequestError
-from controlkit.models.locate import embedded, find_folder, read_json
+from controlkit.models.locate import NOTES, embedded, find_folder, read_json
 from controlkit.models.quiet import quiet_libraries
 from controlkit.models.random_base import RANDOM_BASES, random_base
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
+
 DEFAULT_BASE = "toybox"
+USUAL_CFG = 7.5
 
 _KNOWN_FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
 
@@ -42,15 +45,15 @@ class Base:
 
     @cached_property
     def unet(self) -> dict[str, Any]:
-        return read_json(self.folder / "unet" / "config.json")
+        return read_json(self.part("unet") / "config.json")
 
     @cached_property
     def vae(self) -> dict[str, Any]:
-        return read_json(self.folder / "vae" / "config.json")
+        return read_json(self.part("vae") / "config.json")
 
     @cached_property
     def scheduler(self) -> dict[str, Any]:
-        stated = read_json(self.folder / "scheduler" / "scheduler_config.json")
+        stated = read_json(self.part("scheduler") / "scheduler_config.json")
         return {**stated, **({"prediction_type": self.prediction} if self.prediction else {})}
 
     @property
@@ -92,9 +95,26 @@ class Base:
     def prediction_type(self) -> str:
         return str(self.scheduler.get("prediction_type", "epsilon"))
 
+    @cached_property
+    def rest(self) -> Base | None:
+        """The base that it shares its other components with, where it was packed without them."""
+        name = _notes(self.folder).get("rest")
+        return find_base(name) if name else None
+
+    def part(self, component: str) -> Path:
+        """The folder of a component."""
+        own = self.folder / component
+        return own if self.rest is None or own.is_dir() else self.rest.part(component)
+
     def config(self, component: str) -> dict[str, Any]:
         """Of a network: "unet", "vae", "text_encoder", …"""
-        return read_json(self.folder / component / "config.json")
+        return read_json(self.part(component) / "config.json")
+
+    def tensors(self, component: str) -> dict[str, torch.Tensor]:
+        """The weights of a network as they are kept, under diffusers' or transformers' names."""
+        from controlkit.models.formats.reading import folder_tensors
+
+        return folder_tensors(self.part(component))
 
     def load(self, component: str, **options: Any) -> Any:
         """One component: "unet", "vae", "text_encoder", "tokenizer", "scheduler", … by the class the base names."""
@@ -104,7 +124,7 @@ class Base:
 
         library, class_name = self.index[component]
         cls = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
-        return cls.from_pretrained(self.folder / component, local_files_only=True, **options)
+        return cls.from_pretrained(self.part(component), local_files_only=True, **options)
 
     def text_parts(self) -> list[str]:
         """The suffixes of its text encoders and tokenizers: [""], for SDXL ["", "_2"]."""
@@ -138,16 +158,31 @@ def find_base(name: str, *, prediction: str | None = None, tokenizer: str | None
         raise RequestError(f"--tokenizer is for a base in a single file; {name!r} has its own, leave it out")
     folder = find_folder(name, "base", "model_index.json", names, lambda: _download(name))
     base = Base(name, folder, prediction)
-    supported = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline")
+    supported = (
+        *("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
+        *("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"),
+    )
     if (found := base.index.get("_class_name")) not in supported:
         raise RequestError(f"base {name!r} is a {found}; expected {', '.join(supported[:-1])} or {supported[-1]}")
     return base
+
+
+def usual_cfg(name: str) -> float:
+    """The guidance that a base is painted with where none is said: its own, if it lies here and says so."""
+    folder = embedded("model_index.json").get(name) or Path(name).expanduser()
+    return float(_notes(folder).get("cfg", USUAL_CFG))
 
 
 def embedded_bases() -> dict[str, Callable[[], Path]]:
     """The bases that need no download, each with what gives its folder: packed, or random and built when used."""
     packed = {name: partial(Path, folder) for name, folder in embedded("model_index.json").items()}
     return {**packed, **{name: partial(random_base, name) for name in RANDOM_BASES}}
+
+
+def _notes(folder: Path) -> dict[str, Any]:
+    """What we wrote beside a base that was made with controlkit: its usual guidance, and where the rest of it lies."""
+    notes = folder / NOTES
+    return read_json(notes) if notes.is_file() else {}
 
 
 def _download(name: str) -> str | None:

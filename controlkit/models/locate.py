@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 # Weights that come with the package: one folder each, found by name.
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "toybox" / "weights"
+NOTES = "controlkit.json"
+"""Beside a model's config: what a ControlNet was trained on, from which base a packed one takes what it has not itself.
+Other tools leave it alone."""
+
 EMBEDDED_READERS = EMBEDDED_WEIGHTS / "readers"
 
 

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 from controlkit.errors import RequestError
 from controlkit.files import atomic_folder
-from controlkit.models.locate import read_json
+from controlkit.models.locate import NOTES, read_json
 from controlkit.models.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def pack(source: Path, out: Path) -> int:
-    """Write the Stable Diffusion or the ControlNet in `source` to `out`, which must not be there; return its bytes."""
+def pack(source: Path, out: Path, beside: str | None = None) -> int:
+    """Write the Stable Diffusion or the ControlNet in `source` to `out`, which must not be there; return its bytes. A
+    Stable Diffusion made `beside` another base, which has all but its UNet too, leaves the rest to that."""
     if out.exists():
         raise RequestError(f"{out} exists; choose another folder, or remove it")
     if (source / "config.json").exists():
+        if beside:
+            raise RequestError(f"--beside {beside}: {source} is a ControlNet, which shares nothing; leave it out")
         _pack_controlnet(source, out)
     else:
-        _pack_pipeline(source, out)
+        _pack_pipeline(source, out, beside)
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
 
 def _pack_controlnet(source: Path, out: Path) -> None:
     import torch
 
-    from controlkit.models.controlnets import NOTES, find_controlnet
+    from controlkit.models.controlnets import find_controlnet
 
     controlnet = find_controlnet(str(source))
     notes = source / NOTES
@@ -39,14 +43,15 @@ def _pack_controlnet(source: Path, out: Path) -> None:
         _forget_where_it_lay(unfinished / "config.json")
 
 
-def _pack_pipeline(source: Path, out: Path) -> None:
+def _pack_pipeline(source: Path, out: Path, beside: str | None) -> None:
+    import diffusers
     import torch
-    from diffusers import StableDiffusionPipeline
 
-    if (found := read_json(source / "model_index.json").get("_class_name")) != "StableDiffusionPipeline":
+    found = read_json(source / "model_index.json").get("_class_name")
+    if found not in ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"):
         raise RequestError(f"{source} is a {found}; expected a StableDiffusionPipeline or a ControlNet")
     quiet_libraries()
-    pipeline = StableDiffusionPipeline.from_pretrained(source, safety_checker=None, local_files_only=True)
+    pipeline = getattr(diffusers, found).from_pretrained(source, safety_checker=None, local_files_only=True)
     pipeline.to(torch.float16)
     with atomic_folder(out) as unfinished:
         pipeline.save_pretrained(unfinished, safe_serialization=True)
@@ -54,8 +59,31 @@ def _pack_pipeline(source: Path, out: Path) -> None:
         config = unfinished / "text_encoder" / "config.json"
         text = {**read_json(config), "dtype": "float32"}
         config.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+        notes = read_json(source / NOTES) if (source / NOTES).exists() else {}
+        if beside:
+            _leave_out(unfinished, beside)
+            notes["rest"] = beside
+        if notes:
+            (unfinished / NOTES).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
         for file in unfinished.rglob("*.json"):
             _forget_where_it_lay(file)
+
+
+def _leave_out(packed: Path, beside: str) -> None:
+    """Remove what a base has too, after a look that it is the same."""
+    import torch
+    from safetensors.torch import load_file
+
+    from controlkit.models.bases import find_base
+
+    base = find_base(beside)
+    for name in ("vae", "text_encoder"):
+        ours = load_file(next((packed / name).glob("*.safetensors")))
+        theirs = {key: value.to(torch.float16) for key, value in base.load(name).state_dict().items()}
+        if not all(key in theirs and torch.equal(value.to(torch.float16), theirs[key]) for key, value in ours.items()):
+            raise RequestError(f"--beside {beside}: its {name} is another one; leave it out, and all is packed")
+    for name in ("vae", "text_encoder", "tokenizer"):
+        shutil.rmtree(packed / name)
 
 
 def _forget_where_it_lay(config: Path) -> None:

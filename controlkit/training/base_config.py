@@ -1,7 +1,8 @@
 """What the training of a base is told: DDPM, IDDPM, latent diffusion, or the autoencoder of one.
 
 A base is made in up to two runs: `train: vae` makes the autoencoder, `train: unet` the diffusion model, in pixels or in
-the latents of an autoencoder. Everything of the first is found by the second through `vae.path`.
+the latents of an autoencoder. Everything of the first is found by the second through `vae.path`. With `base` one that
+is there learns further, as it is or as a model for inpainting.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
 
 # What decides which rows are seen and what they are trained towards: another value makes it another run.
 RESUMED_WITH = (
-    *("train", "condition", "data.path", "data.size", "data.held_out", "data.label", "vae.path"),
+    *("base", "inpaint", "train", "condition", "data.path", "data.size", "data.held_out", "data.label", "vae.path"),
     *("schedule", "timesteps", "prediction", "variance", "seed"),
 )
+
+
+FROM_THE_BASE = ("train", "unet", "vae", "text", "schedule", "timesteps", "prediction", "variance")
+"""What a base that learns further has already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,8 @@ class BaseSampleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseConfig(LoopConfig):
+    base: str | None = None  # the Stable Diffusion to go on from: embedded name, folder, file or hub id; null: scratch
+    inpaint: bool = False  # with base: its UNet learns to read a mask and the masked picture too (9 channels)
     train: Literal["unet", "vae"] = "unet"
     condition: Literal["none", "class", "text"] = "none"
     data: BaseDataConfig = field(default_factory=BaseDataConfig)
@@ -130,6 +137,19 @@ class BaseConfig(LoopConfig):
             yield "condition=class needs data.label: the metadata column that holds the class"
         if self.variance == "learned_range" and self.vae.path:
             yield "variance=learned_range is for pixel models; Stable Diffusion's layout has no channels for it"
+        if self.base is not None:
+            yield from self._problems_of_base()
+            return
+        if self.inpaint:
+            yield "inpaint=true widens a base that is there: give it with base=…"
         depth = 2 ** (len(self.unet.widths) - 1) if self.train == "unet" else 2 ** (len(self.vae.widths) - 1)
         if self.data.size % depth:
             yield f"data.size={self.data.size} is not a multiple of {depth}, by which {self.train}.widths divides it"
+
+    def _problems_of_base(self) -> Iterator[str]:
+        usual = BaseConfig()
+        given = [name for name in FROM_THE_BASE if getattr(self, name) != getattr(usual, name)]
+        if given:
+            yield f"base={self.base} has its own {', '.join(given)}; leave {'it' if len(given) == 1 else 'them'} out"
+        if self.condition == "class":
+            yield f"condition=class: base={self.base} reads prompts; use condition=text"

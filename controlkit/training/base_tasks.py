@@ -19,6 +19,7 @@ from controlkit.errors import RequestError
 from controlkit.files import atomic_folder, atomic_write_text
 from controlkit.generation.pixel_prompts import PixelPromptPipeline, tokenize
 from controlkit.generation.unguided import LABELS, class_inputs, paint_pixels, paint_prompts, to_pictures
+from controlkit.models.locate import NOTES
 from controlkit.training.base_networks import (
     build_pixel_unet,
     build_prompt_unet,
@@ -68,12 +69,6 @@ class Task(nn.Module):
     def emptied(self, keys: Keys) -> torch.Tensor:
         """(B,) bool: whose prompt or class is dropped."""
         return torch.tensor([uniform(*self._key(key), "prompt") < self.config.dropout for key in keys])
-
-    def timesteps(self, keys: Keys) -> torch.Tensor:
-        draws = [
-            torch.randint(self.config.timesteps, (), generator=generator(*self._key(key), "timestep")) for key in keys
-        ]
-        return torch.stack(draws)
 
     def _key(self, key: tuple[int, int]) -> tuple[object, ...]:
         epoch, number = key
@@ -133,22 +128,35 @@ class Diffusion(Task):
     unet: Any
     result = "pipeline"
 
-    def __init__(self, config: BaseConfig, rows: list[Row], pictures: NDArray[np.uint8], shown: list[Row]) -> None:
+    def __init__(
+        self,
+        config: BaseConfig,
+        rows: list[Row],
+        pictures: NDArray[np.uint8],
+        shown: list[Row],
+        scheduler: Any = None,
+    ) -> None:
+        """`scheduler` is that of a base which is there already."""
         super().__init__(config, rows, pictures, shown)
-        self.scheduler = build_scheduler(config)
+        self.scheduler = scheduler or build_scheduler(config)
         self.schedule = from_scheduler_config(self.scheduler)
-        check_prediction(config.prediction, self.schedule)
+        self.prediction = self.scheduler.config.prediction_type
+        check_prediction(self.prediction, self.schedule)
+
+    def timesteps(self, keys: Keys) -> torch.Tensor:
+        steps = self.schedule.num_steps
+        return torch.stack([torch.randint(steps, (), generator=generator(*self._key(key), "timestep")) for key in keys])
 
     def loss(self, output: torch.Tensor, x_0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         config = self.config
         if config.loss == "hybrid":
             # 256 levels: the last step is judged as the picture of 8 bits that it makes.
-            losses = l_hybrid(output.float(), x_0, eps, t, self.schedule, prediction_type=config.prediction, levels=256)
+            losses = l_hybrid(output.float(), x_0, eps, t, self.schedule, prediction_type=self.prediction, levels=256)
             return losses.mean()
-        wanted = target(config.prediction, x_0, eps, self.schedule.alpha_bar[t.cpu()])
+        wanted = target(self.prediction, x_0, eps, self.schedule.alpha_bar[t.cpu()])
         losses = per_item(config.loss, output.float(), wanted)
         if config.snr_gamma is not None:
-            weights = min_snr_weight(config.prediction, self.schedule.snr[t.cpu()], config.snr_gamma)
+            weights = min_snr_weight(self.prediction, self.schedule.snr[t.cpu()], config.snr_gamma)
             losses = losses * weights.to(losses)
         return losses.mean()
 
@@ -226,9 +234,7 @@ class PromptDiffusion(Diffusion):
             raise RequestError(
                 f"data.size={config.data.size} is not a multiple of {whole}, the VAE's and UNet's together"
             )
-        captions = self._prompts(rows)
-        if config.condition == "text" and not any(captions):
-            raise RequestError(f"data.path={config.data.path}: no row has a caption; condition=text needs them")
+        captions = prompts_of(config, rows)
         self.tokenizer = build_tokenizer(config, captions)
         self.text_encoder = build_text_encoder(config, self.tokenizer).requires_grad_(config.text.train)
         self.unet = build_prompt_unet(config, channels, config.data.size // factor)
@@ -251,7 +257,7 @@ class PromptDiffusion(Diffusion):
         samples = self.config.samples
         made = self._paint(
             self._pipeline(networks),
-            self._prompts(self.shown),
+            prompts_of(self.config, self.shown),
             seeds=[self.config.seed + number for number in range(len(self.shown))],
             sampler=samples.sampler,
             steps=samples.steps,
@@ -260,8 +266,7 @@ class PromptDiffusion(Diffusion):
         return about_square(made)
 
     def hand_over(self, networks: Mapping[str, Any], folder: Path, device: torch.device) -> None:
-        with atomic_folder(folder / "pipeline") as unfinished:
-            self._pipeline(networks).save_pretrained(unfinished)
+        save_pipeline(self._pipeline(networks), folder, self.config)
 
     def _x_0(self, keys: Keys, device: torch.device) -> torch.Tensor:
         return self.pixels(keys, device)
@@ -277,11 +282,6 @@ class PromptDiffusion(Diffusion):
     def _paint(self, pipeline: Any, prompts: list[str], **how: Any) -> list[NDArray[np.uint8]]:
         made: list[NDArray[np.uint8]] = pipeline(prompts, **how)
         return made
-
-    def _prompts(self, rows: list[Row]) -> list[str]:
-        if self.config.condition == "none":
-            return [""] * len(rows)
-        return [row.caption if self.config.condition == "text" else row.label or "" for row in rows]
 
 
 class LatentDiffusion(PromptDiffusion):
@@ -299,7 +299,7 @@ class LatentDiffusion(PromptDiffusion):
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         super().__init__(config, rows, pictures, shown, vae.config.latent_channels, factor)
         self._vae = [vae]  # in a list: it does not learn, and is no submodule
-        self.mean, self.std = self._encode(device)
+        self.mean, self.std = encode_all(self, vae, device)
 
     def _x_0(self, keys: Keys, device: torch.device) -> torch.Tensor:
         numbers = [number for _, number in keys]
@@ -323,17 +323,27 @@ class LatentDiffusion(PromptDiffusion):
     def _paint(self, pipeline: Any, prompts: list[str], **how: Any) -> list[NDArray[np.uint8]]:
         return paint_prompts(pipeline, prompts, **how)
 
-    @torch.no_grad()
-    def _encode(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of every picture's latent, once: the autoencoder does not change."""
-        vae = self._vae[0]
-        means, stds = [], []
-        for start in range(0, len(self.pictures), 64):
-            keys = [(0, number) for number in range(start, min(start + 64, len(self.pictures)))]
-            posterior = vae.encode(self.pixels(keys, device)).latent_dist
-            means.append(posterior.mean.cpu() * vae.config.scaling_factor)
-            stds.append(posterior.std.cpu() * vae.config.scaling_factor)
-        return torch.cat(means), torch.cat(stds)
+
+def prompts_of(config: BaseConfig, rows: list[Row]) -> list[str]:
+    """What a network that reads prompts is given with these rows."""
+    if config.condition == "none":
+        return [""] * len(rows)
+    prompts = [row.caption if config.condition == "text" else row.label or "" for row in rows]
+    if config.condition == "text" and not any(prompts):
+        raise RequestError(f"data.path={config.data.path}: no row has a caption; condition=text needs them")
+    return prompts
+
+
+@torch.no_grad()
+def encode_all(task: Task, vae: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the latents of a task's pictures, once: the autoencoder does not change."""
+    means, stds = [], []
+    for start in range(0, len(task.pictures), 64):
+        keys = [(0, number) for number in range(start, min(start + 64, len(task.pictures)))]
+        posterior = vae.encode(task.pixels(keys, device)).latent_dist
+        means.append(posterior.mean.cpu() * vae.config.scaling_factor)
+        stds.append(posterior.std.cpu() * vae.config.scaling_factor)
+    return torch.cat(means), torch.cat(stds)
 
 
 def make_task(
@@ -349,6 +359,15 @@ def make_task(
             by = PromptDiffusion if config.condition == "text" else PixelDiffusion
             return by(config, rows, pictures, shown)
         return LatentDiffusion(config, rows, pictures, shown, device)
+
+
+def save_pipeline(pipeline: Any, folder: Path, config: BaseConfig) -> None:
+    """A Stable Diffusion in `folder`/pipeline. One with prompts says with which guidance its maker looked at it."""
+    with atomic_folder(folder / "pipeline") as unfinished:
+        pipeline.save_pretrained(unfinished)
+        if config.condition == "text":
+            notes = {"cfg": config.samples.cfg}
+            (unfinished / NOTES).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
 
 
 def about_square(pictures: list[NDArray[np.uint8]]) -> Sheet:

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from annotators import ANNOTATORS
 from annotators.contract import resize_map
-from controlkit.data.geometry import Geometry, sizes_of
+from controlkit.data.geometry import Geometry, fit_map, sizes_of
 from controlkit.data.mirroring import may_mirror
 from controlkit.data.pictures import read_picture, resize_picture
+from controlkit.models.inpaint_hint import INPAINT, inpaint_hint
 from controlkit.training.draws import positions, positions_alike, uniform
 from controlkit.training.noise import draw_noise
 from controlkit.training.objective_config import ObjectiveConfig
@@ -39,7 +40,7 @@ class Batch:
     """What one forward pass reads. B rows, H x W pixels, h x w latent cells. What the locked networks make of a row is
     there from the cache, or is made of `pixels` and `texts`."""
 
-    control: torch.Tensor  # (B, 3, H, W) in [0, 1]
+    control: torch.Tensor  # (B, 3, H, W) in [0, 1]; -1 where a picture that is to be inpainted has its hole
     texts: list[str]  # emptied where `emptied`
     emptied: torch.Tensor  # (B,) bool
     noise: torch.Tensor  # (B, C, h, w), eps of q(x_t | x_0)
@@ -73,6 +74,8 @@ class RowCache(Protocol):
     def picture(self, number: int, mirrored: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """The VAE's moments (2C, h, w), and the sizes of a `Batch`."""
 
+    def pixels(self, number: int, mirrored: bool) -> NDArray[np.uint8]: ...
+
     def control(self, number: int, mirrored: bool) -> NDArray[np.uint8]: ...
 
     def mask(self, number: int, mirrored: bool) -> NDArray[np.uint8] | None: ...
@@ -81,7 +84,10 @@ class RowCache(Protocol):
 
 
 class ControlRows(Dataset[dict[str, Any]]):
-    """Row `number` as it is seen in `epoch`. With a `cache` neither picture nor map is read."""
+    """Row `number` as it is seen in `epoch`. With a `cache` neither picture nor map is read.
+
+    Rows without a map get one of `fresh`. Of the condition inpaint the maps are masks, and what is seen of them is the
+    picture with holes."""
 
     def __init__(
         self,
@@ -101,6 +107,7 @@ class ControlRows(Dataset[dict[str, Any]]):
     ) -> None:
         self.flip = flip
         self.fresh = fresh
+        self.inpaints = condition == INPAINT
         self.rows = rows
         self.values = ANNOTATORS[condition].values if condition in ANNOTATORS else None
         self.resolution = resolution
@@ -146,7 +153,7 @@ class ControlRows(Dataset[dict[str, Any]]):
         else:
             seen = self._recall(self.cache, number, mirrored, text, epoch)
         if uniform(*draw, "control") < self.control_dropout:
-            seen["control"] = torch.zeros_like(seen["control"])
+            seen["control"] = torch.full_like(seen["control"], -1.0 if self.inpaints else 0.0)
         latent_shape = self._latent_shape(seen["control"])
         if self.masked:
             seen["mask"] = _cells(seen["mask"], latent_shape)
@@ -173,19 +180,23 @@ class ControlRows(Dataset[dict[str, Any]]):
 
     def _read(self, row: Row, mirrored: bool, epoch: int) -> dict[str, Any]:
         image, control, sizes = self.picture_and_map(row, mirrored, epoch)
-        read = {"pixels": to_pixels(image), "control": to_control(control), "sizes": torch.tensor(sizes)}
+        read = {"pixels": to_pixels(image), "control": self._seen(image, control), "sizes": torch.tensor(sizes)}
         height, width = sizes[:2]
         return {**read, "mask": self.mask(row, width, height, mirrored)} if self.masked else read
 
     def _recall(self, cache: RowCache, number: int, mirrored: bool, text: str, epoch: int) -> dict[str, Any]:
         moments, sizes = cache.picture(number, mirrored)
-        if self.fresh is None:
+        row = self.rows[number]
+        picture = cache.pixels(number, mirrored) if self.inpaints else None
+        if row.control is not None:
             control = cache.control(number, mirrored)
+        elif picture is not None:
+            control = self._drawn_mask(row, picture, epoch)
         else:
-            control = self._fresh_map(self.fresh, self.rows[number], self._image(self.rows[number], mirrored), epoch)
+            control = self._fresh_map(row, self._image(row, mirrored), epoch)
         recalled = {
             "moments": moments,
-            "control": to_control(control),
+            "control": self._seen(picture, control),
             "sizes": sizes,
             "encoded_texts": cache.text(text),
         }
@@ -197,10 +208,27 @@ class ControlRows(Dataset[dict[str, Any]]):
         """Both under one geometry, and the sizes of a `Batch`."""
         image = self._image(row, mirrored)
         picture, sizes = self._fitted(image)
-        if self.fresh is not None:
-            return picture, self._fresh_map(self.fresh, row, image, epoch), sizes
-        height, width = sizes[:2]
-        return picture, self.control(row, width, height, mirrored), sizes
+        if row.control is not None:
+            height, width = sizes[:2]
+            control = self.control(row, width, height, mirrored)
+        elif self.inpaints:
+            control = self._drawn_mask(row, picture, epoch)
+        else:
+            control = self._fresh_map(row, image, epoch)
+        return picture, control, sizes
+
+    def hint(self, row: Row, size: Size | None = None) -> torch.Tensor:
+        """What a ControlNet reads of a row: (3, H, W), at its own size or another one."""
+        picture, control, _ = self.picture_and_map(row)
+        if size is not None:
+            picture, control = fit_map(picture, size, None), fit_map(control, size, self.values)
+        return self._seen(picture, control)
+
+    def _seen(self, picture: NDArray[np.uint8] | None, control: NDArray[np.uint8]) -> torch.Tensor:
+        if not self.inpaints:
+            return to_control(control)
+        assert picture is not None, "a mask hides something"
+        return inpaint_hint(picture, control)
 
     def picture(self, row: Row, mirrored: bool = False) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
         """Scaled to cover its size, the middle cut out; and the sizes of a `Batch`."""
@@ -216,9 +244,15 @@ class ControlRows(Dataset[dict[str, Any]]):
         sizes = (height, width, top, left, bottom - top, right - left)
         return resize_picture(image, to)[window].copy(), sizes
 
-    def _fresh_map(self, fresh: FreshMaps, row: Row, image: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
+    def _drawn_mask(self, row: Row, picture: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
+        """For the picture as it is seen: a mask is about none of its contents."""
+        assert self.fresh is not None, "rows are read with their masks, or get some"
+        return self.fresh.make(picture, lambda name: uniform(self.seed, epoch, row.content, "map", name))
+
+    def _fresh_map(self, row: Row, image: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
         """Made of the whole picture, as those on the disk are."""
-        made = fresh.make(image, lambda name: uniform(self.seed, epoch, row.content, "map", name))
+        assert self.fresh is not None, "rows are read with their maps, or get some"
+        made = self.fresh.make(image, lambda name: uniform(self.seed, epoch, row.content, "map", name))
         to, window = self.geometry.cover(image.shape[1], image.shape[0])
         return resize_map(made, *to, self.values)[window].copy()
 

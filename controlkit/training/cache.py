@@ -1,8 +1,9 @@
 """What the locked networks make of pictures and captions, and maps at the size they are trained at: made once, kept.
 
-Three stores (`training.store`) below CACHE/encoded, each under a recipe of what made its entries:
+Stores (`training.store`) below CACHE/encoded, each under a recipe of what made its entries:
     pictures    mean and log-variance of the VAE's posterior, so that the draw stays random; the sizes SDXL is told
     maps        packed: a bit a pixel where the map is black and white, a byte where it is grey
+    pixels      of the pictures that are to be inpainted, since a hole is cut into them anew each epoch
     texts       each caption once, and the empty one; which prompts are emptied is drawn at run time
 An entry's key is what its row holds, by the bytes themselves: a picture under another name, another learning rate or
 another run find it; a picture replaced in place, an edited caption or other weights do not.
@@ -53,17 +54,28 @@ class Cache:
     """The entries of a run's rows, by the numbers that they have in its `ControlRows` and whether they are mirrored."""
 
     def __init__(
-        self, keys: dict[View, tuple[str, str, str | None]], pictures: Entries, maps: Entries, texts: Entries
+        self,
+        keys: dict[View, tuple[str, str | None, str | None]],
+        pictures: Entries,
+        maps: Entries,
+        texts: Entries,
+        shown: Entries | None,
     ) -> None:
         self.keys = keys  # of the picture, the map and the mask
-        self.pictures, self.maps, self.texts = pictures, maps, texts
+        self.pictures, self.maps, self.texts, self.shown = pictures, maps, texts, shown
 
     def picture(self, number: int, mirrored: bool) -> tuple[torch.Tensor, torch.Tensor]:
         entry = self.pictures[self.keys[number, mirrored][0]]
         return entry["moments"], entry["sizes"]
 
+    def pixels(self, number: int, mirrored: bool) -> NDArray[np.uint8]:
+        assert self.shown is not None, "pictures are kept where they are to be inpainted"
+        return unpack(self.shown[self.keys[number, mirrored][0]])
+
     def control(self, number: int, mirrored: bool) -> NDArray[np.uint8]:
-        return unpack(self.maps[self.keys[number, mirrored][1]])
+        key = self.keys[number, mirrored][1]
+        assert key is not None, "maps that are drawn anew each epoch are not kept"
+        return unpack(self.maps[key])
 
     def mask(self, number: int, mirrored: bool) -> NDArray[np.uint8] | None:
         key = self.keys[number, mirrored][2]
@@ -87,17 +99,17 @@ def cache_rows(
     rows = [data.rows[number] for number in numbers]
     pictures = contents([row.picture for row in rows], dataset, processes)
     # Maps made while training are not kept: each epoch has others.
-    controls = [row.control for row in rows if row.control is not None and data.fresh is None]
-    maps = contents(controls, f"{dataset} maps", processes) or [""] * len(rows)
+    controls = {number: row.control for number, row in zip(numbers, rows, strict=True) if row.control is not None}
+    maps = dict(zip(controls, contents(list(controls.values()), f"{dataset} maps", processes), strict=True))
     masked = {number: row.mask for number, row in zip(numbers, rows, strict=True) if row.mask is not None}
     masks = dict(zip(masked, contents(list(masked.values()), f"{dataset} masks", processes), strict=True))
-    keys: dict[View, tuple[str, str, str | None]] = {
+    keys: dict[View, tuple[str, str | None, str | None]] = {
         (number, mirrored): (
             digest(picture, *seen),
-            digest(picture, control_map, *seen),
+            digest(picture, maps[number], *seen) if number in maps else None,
             digest(picture, masks[number], "mask", *seen) if number in masks else None,
         )
-        for number, row, picture, control_map in zip(numbers, rows, pictures, maps, strict=True)
+        for number, row, picture in zip(numbers, rows, pictures, strict=True)
         for mirrored in ((False, True) if data.mirrors(row) else (False,))
         for seen in [(data.geometry.resolution, data.geometry.step, mirrored)]
     }
@@ -122,8 +134,9 @@ def cache_rows(
     def encode_text(text: str) -> Tensors:
         return {name: tensor[0] for name, tensor in encode_prompts(models, [text], device).items()}
 
+    views = {picture: view for view, (picture, *_) in keys.items()}
     of_pictures, made_pictures = _store("pictures", picture_recipe(models)).fill(
-        {picture: view for view, (picture, *_) in keys.items()},
+        views,
         load_picture,
         encode_picture,
         processes,
@@ -131,7 +144,7 @@ def cache_rows(
     )
     to_fit: dict[str, tuple[View, bool]] = {}
     for view, (_, control_map, mask) in keys.items():
-        to_fit |= ({control_map: (view, False)} if controls else {}) | ({mask: (view, True)} if mask else {})
+        to_fit |= {key: (view, is_mask) for key, is_mask in ((control_map, False), (mask, True)) if key}
     of_maps, made_maps = _store("maps", map_recipe(data.values)).fill(to_fit, load_map, pack, processes, say)
     of_texts, made_texts = _store("texts", text_recipe(models)).fill(
         {digest(text): text for text in {"", *(caption for row in rows for caption in row.captions)}},
@@ -140,8 +153,14 @@ def cache_rows(
         processes,
         say,
     )
-    data.cache = Cache(keys, of_pictures, of_maps, of_texts)
-    return {"pictures": made_pictures, "maps": made_maps, "texts": made_texts}
+    shown, made_pixels = None, {}
+    if data.inpaints:
+        shown, made = _store("pixels", map_recipe(None)).fill(
+            views, lambda view: load_picture(view)[0], pack, processes, say
+        )
+        made_pixels = {"pixels": made}
+    data.cache = Cache(keys, of_pictures, of_maps, of_texts, shown)
+    return {"pictures": made_pictures, "maps": made_maps, "texts": made_texts, **made_pixels}
 
 
 def picture_recipe(models: Models) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from controlkit import __version__
+from controlkit.models.inpaint_hint import INPAINT
 from controlkit.training.telemetry import ACQUIRED, NOT_ACQUIRED
 from controlkit.training.watch import looks_in
 
@@ -50,7 +51,7 @@ the map is read.
 
 ## Use
 
-    controlkit generate --base {config.base} --controlnet controlnet --control {condition}={condition}.png --prompt "…"
+    controlkit generate --base {config.base} --controlnet controlnet {_given(condition)} --prompt "…"
 
 or in diffusers: `ControlNetModel.from_pretrained("controlnet")`.
 {_notes(config)}
@@ -64,9 +65,19 @@ The loss of a step hangs mostly on the noise level it drew, and says little abou
 """
 
 
+def _given(condition: str) -> str:
+    """What a command takes beside the ControlNet."""
+    return "--image picture.png --mask mask.png" if condition == INPAINT else f"--control {condition}={condition}.png"
+
+
 def _notes(config: TrainConfig) -> str:
     """What whoever uses the ControlNet must know of the base that it learned with."""
     notes = ""
+    if config.control_lora:
+        notes += f"""
+`control_lora_{config.data.condition}.safetensors` is the same as a Control-LoRA of rank {config.control_lora}: what the
+ControlNet adds to its base, in a small file for webui, ComfyUI and `controlkit generate --controlnet`.
+"""
     if config.decoder:
         notes += """
 The base's decoder learned along. Give the pipeline both: `unet=UNet2DConditionModel.from_pretrained("unet")`.

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from controlkit.data.fresh_maps import FreshMaps
+from controlkit.data.fresh_maps import DRAWN_MASKS, FreshMaps
 from controlkit.data.mirroring import may_mirror_maps
 from controlkit.data.rows import read_datasets
 from controlkit.diffusion.samplers import SAMPLERS, make_sampler
 from controlkit.errors import RequestError, known
 from controlkit.models.bases import DEFAULT_BASE
 from controlkit.models.controlnets import find_controlnet
+from controlkit.models.inpaint_hint import INPAINT
 from controlkit.training.objective_config import ObjectiveConfig, training_scheduler
 from controlkit.training.optimizers import missing_library
 from controlkit.training.presets import PRESETS
@@ -29,7 +30,17 @@ if TYPE_CHECKING:
 
 # What decides which rows are seen and what they are trained towards: another value makes it another run.
 RESUMED_WITH = (
-    *("base", "base_prediction", "base_tokenizer", "controlnet", "seed", "only_mid_control", "decoder", "ema"),
+    *(
+        "base",
+        "base_prediction",
+        "base_tokenizer",
+        "controlnet",
+        "seed",
+        "only_mid_control",
+        "decoder",
+        "ema",
+        "control_lora",
+    ),
     *("data.path", "data.maps", "data.condition", "data.resolution", "data.buckets", "data.flip", "data.held_out"),
     *("data.annotate", "data.mask", "prompt_dropout", "control_dropout", "optimizer"),
     *(f"objective.{setting.name}" for setting in fields(ObjectiveConfig)),
@@ -40,7 +51,7 @@ RESUMED_WITH = (
 class DataConfig:
     path: str = "circles"  # datasets in any form (`data/readers.py`), or names of worlds, apart by commas
     maps: str | None = None  # the second of two parallel folders, which holds the maps under the pictures' names
-    condition: str = "canny"  # which of its control maps
+    condition: str = "canny"  # which of its control maps; inpaint: masks, drawn anew each epoch where it has none
     resolution: int | None = None  # pixels a side; null: what the base was trained at
     buckets: int | None = None  # sides are multiples of it (64 is usual), each picture near its shape; null: one square
     flip: bool = False  # mirror half of the rows, anew each epoch, where neither map nor caption tells left from right
@@ -115,6 +126,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     prompt_dropout: float = 0.5  # share of prompts emptied, so that the net learns to read the map (ControlNet, 3.4)
     control_dropout: float = 0.0  # share of maps emptied
+    control_lora: int = 0  # rank: the copy of the encoder learns low-rank additions alone; 0: it learns in full
     only_mid_control: bool = False  # control enters at the middle block alone
     decoder: bool = False  # the base's decoder learns along (the original's sd_locked=False); lower lr to 2e-6 with it
     ema: float = 0.0  # of the weights that are sampled from and handed over, 0.9999 say; 0: none
@@ -153,7 +165,12 @@ class TrainConfig:
                 yield f"{name}={value}: expected more than 0"
         if package := missing_library(self.optimizer):
             yield f"optimizer={self.optimizer} needs {package}, which is not installed: pip install {package}"
-        for name in ("weight_decay", "warmup_steps"):
+        if self.control_lora and self.controlnet:
+            yield (
+                f"control_lora={self.control_lora} adds to the base's own encoder; leave controlnet={self.controlnet} "
+                f"out"
+            )
+        for name in ("weight_decay", "warmup_steps", "control_lora"):
             if (value := getattr(self, name)) < 0:
                 yield f"{name}={value}: expected 0 or more"
         for name in ("prompt_dropout", "control_dropout"):
@@ -163,6 +180,8 @@ class TrainConfig:
             yield f"ema={self.ema:g}: expected 0 (none) to below 1"
         if self.max_minutes is not None and self.max_minutes < 0:
             yield f"max_minutes={self.max_minutes:g}: expected 0 or more, or null"
+        if self.samples.maps and self.data.condition == INPAINT:
+            yield "samples.maps: with data.condition=inpaint a map is a mask, which says nothing alone; leave it out"
         if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
             yield f"push_to_hub={self.push_to_hub}: expected OWNER/NAME, or null"
 
@@ -171,7 +190,27 @@ def read_rows(config: TrainConfig, say: Callable[[str], None], processes: Proces
     """The rows that the config names; without maps where those are made while training."""
     data = config.data
     condition = data.condition if data.annotate is None else None
-    return read_datasets(data.path, condition, maps=data.maps, mask=data.mask, say=say, processes=processes)
+    rows = read_datasets(
+        data.path,
+        condition,
+        maps=data.maps,
+        mask=data.mask,
+        without_maps=condition == INPAINT,
+        say=say,
+        processes=processes,
+    )
+    if data.condition == INPAINT:
+        own = sum(row.control is not None for row in rows)
+        say(f"masks: {own} of the rows have their own, {len(rows) - own} get one drawn anew each epoch")
+    return rows
+
+
+def fresh_maps(config: TrainConfig) -> FreshMaps | None:
+    """Who makes the maps that no file holds; None where all are on the disk."""
+    data = config.data
+    if data.annotate is not None:
+        return FreshMaps.of(data.condition, data.annotate)
+    return FreshMaps.of(INPAINT, DRAWN_MASKS) if data.condition == INPAINT else None
 
 
 def resolution(config: TrainConfig, base: Base) -> int:
@@ -210,7 +249,7 @@ def check_against_base(config: TrainConfig, base: Base) -> None:
         problems.extend(_schedule_problems(config, base))
     if config.controlnet:
         try:
-            find_controlnet(config.controlnet).check_fits(base)
+            find_controlnet(config.controlnet).on(base)
         except RequestError as reason:
             problems.append(f"controlnet={config.controlnet}: {reason}")
     if problems:

@@ -26,7 +26,7 @@ _ENOUGH = 8  # rows, fewer say nothing about belonging together
 _ALIKE = 0.8  # in correlation
 _FITTING = 0.1  # in correlation: maps that lie on their pictures reach it, poses too
 _DIM = 8  # of 255; a map that stays below it is as good as black to a network
-_UNRELATED = frozenset({"shuffle"})  # types whose maps are not meant to lie on their pictures
+_UNRELATED = frozenset({"shuffle", "inpaint"})  # types whose maps are not meant to lie on their pictures
 
 
 @dataclass(frozen=True)

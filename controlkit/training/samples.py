@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from diffusers import ControlNetModel
 
 from controlkit.data.geometry import fit_map
 from controlkit.data.pictures import read_picture
@@ -19,6 +20,7 @@ from controlkit.diffusion.samplers import make_sampler
 from controlkit.evaluation.obedience import Judge, find_judge
 from controlkit.evaluation.scores import Score
 from controlkit.files import atomic_write_bytes
+from controlkit.training.low_rank import LowRankControlNet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,15 +36,19 @@ if TYPE_CHECKING:
     Picture = NDArray[np.uint8]
 
 GAP = 2
+HOLE = 127
+"""The grey in which a hole is shown."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a row of the grid is made from. A map of the user's own has no real picture."""
+    """What a row of the grid is made from. A map of the user's own has no real picture; the ControlNet reads the map,
+    or a `hint` that no picture can hold."""
 
     prompt: str
     control: Picture
     picture: Picture | None
+    hint: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,11 @@ def shown_rows(data: ControlRows, rows: list[Row], config: SampleConfig) -> list
     shown = []
     for row in rows:
         picture, control, _ = data.picture_and_map(row)
-        shown.append(Shown(row.captions[0], control, picture))
+        if data.inpaints:
+            holes = np.where(control > 127, HOLE, picture).astype(np.uint8)
+            shown.append(Shown(row.captions[0], holes, picture, data.hint(row)))
+        else:
+            shown.append(Shown(row.captions[0], control, picture))
     for name, prompt in zip(config.maps, config.prompts, strict=True):
         control = read_picture(Path(name).expanduser())
         size = data.geometry.size(control.shape[1], control.shape[0])
@@ -110,7 +120,7 @@ def sample_grid(
     for number, row in processes.slice(list(enumerate(shown))):
         painted = pipeline(
             prompt=row.prompt,
-            image=Image.fromarray(row.control),
+            image=Image.fromarray(row.control) if row.hint is None else row.hint[None],
             num_inference_steps=config.steps,
             guidance_scale=config.cfg,
             generator=torch.Generator().manual_seed(seed + number),
@@ -170,9 +180,12 @@ def _scored(row: Shown, made: Picture, other: Shown, judge: Judge | None) -> Sam
 def for_use(net: Any, dtype: torch.dtype) -> Any:
     """The net as others will run it, all of it in one precision. What learns is kept in float32, what does not may not
     be; and what learns may run through wrappers that sampling does not want. Tensors of that precision are shared."""
+    kind, state = type(net), net.state_dict
+    if isinstance(net, LowRankControlNet):
+        kind, state = ControlNetModel, net.whole
     with torch.device("meta"):
-        plain = type(net).from_config(net.config)
-    plain.load_state_dict({key: value.to(dtype) for key, value in net.state_dict().items()}, assign=True)
+        plain = kind.from_config(net.config)
+    plain.load_state_dict({key: value.to(dtype) for key, value in state().items()}, assign=True)
     return plain.eval()
 
 

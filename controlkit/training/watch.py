@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from controlkit.data.geometry import fit_map
 from controlkit.evaluation.scores import Score
-from controlkit.training.batches import collate, to_control
+from controlkit.training.batches import collate
 from controlkit.training.draws import generator
 from controlkit.training.objective import encode_texts, latents, losses_of, predict_noised
 from controlkit.training.watch_config import BINS
@@ -136,8 +135,7 @@ class Watch:
             timesteps.append(torch.randint(self.edges[part], self.edges[part + 1], (), generator=named))
             noise.append(torch.randn(read[row]["noise"].shape, generator=named))
             height, width = read[row]["control"].shape[-2:]
-            _, other, _ = data.picture_and_map(self.rows[(row + 1) % count])
-            others.append(to_control(fit_map(other, (width, height), data.values)))
+            others.append(data.hint(self.rows[(row + 1) % count], (width, height)))
         batch = dataclasses.replace(
             collate([read[row] for row, _ in places]),
             noise=torch.stack(noise),

@@ -234,4 +234,4 @@ def test_masks_without_a_picture_and_settings_without_a_mask(files, capsys):
     assert main([*common, "--feather", "3"]) == 2
     assert "feather: says how a mask is used" in capsys.readouterr().err
     assert main([*common, "--inpaint", "repaint"]) == 2
-    assert "nothing is masked" in capsys.readouterr().err
+    assert "inpaint: says how a mask is used; give --mask FILE" in capsys.readouterr().err

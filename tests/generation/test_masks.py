@@ -112,13 +112,14 @@ def test_a_thin_stroke_survives_a_window_that_shrinks():
     assert (hole[crossed] > 0).all()
 
 
-def test_outpainting_keeps_the_picture_and_joins_beyond_its_edge():
-    picture = noise(40, 30)
-    wider, mask = extend(picture, 16, 0, 8, 4, overlap=3)
+def test_a_picture_grows_on_the_sides_asked_for_and_keeps_its_own_hole():
+    picture, hole = noise(40, 30), np.zeros((30, 40), np.float32)
+    hole[3, 5] = 0.5
+    wider, mask = extend(picture, hole, (16, 0, 8, 4))
     assert wider.shape == (34, 64, 3)
     assert (wider[:30, 16:56] == picture).all()
-    assert (mask[:27, 19:53] == 0).all()
-    assert mask.sum() == 34 * 64 - 27 * 34
+    assert (mask[:30, 16:56] == hole).all()
+    assert mask.sum() == 34 * 64 - 30 * 40 + 0.5
     assert (wider[:30, :16] == picture[:, :1]).all()
 
 

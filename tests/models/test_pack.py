@@ -5,11 +5,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from safetensors import safe_open
 
 from controlkit.cli.main import main
 from controlkit.models.bases import find_base
+from controlkit.training.base_further import widen
 
 
 def test_a_packed_base_is_half_as_large_and_loads_as_it_is(tmp_path):
@@ -63,3 +64,26 @@ def test_a_packed_base_loads_in_the_precision_asked_for(tmp_path, dtype):
     main(["pack", str(find_base("random-sd15").folder), str(tmp_path / "packed"), "-q"])
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "packed", torch_dtype=dtype)
     assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {dtype}
+
+
+def test_a_base_made_of_another_one_is_its_unet_alone(tmp_path, capsys):
+    """What it left out is that of the other base, whatever asks for it."""
+    base = find_base("random-sd15")
+    parts = {name: base.load(name) for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
+    widen(parts["unet"], 9)
+    extra = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    StableDiffusionInpaintPipeline(**parts, **extra).save_pretrained(tmp_path / "wide")
+    assert main(["pack", str(tmp_path / "wide"), str(tmp_path / "packed"), "--beside", "random-sd15"]) == 0
+    assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == [
+        *("controlkit.json", "model_index.json", "scheduler", "unet")
+    ]
+    packed = find_base(str(tmp_path / "packed"))
+    assert (packed.inpaints, packed.vae_factor, packed.latent_channels) == (True, base.vae_factor, 4)
+    assert packed.load("tokenizer")("a ball") == base.load("tokenizer")("a ball")
+    for name in ("vae", "text_encoder"):
+        before = base.load(name).state_dict()
+        assert all(torch.equal(value, before[key]) for key, value in packed.load(name).state_dict().items())
+    assert packed.load("unet").config.in_channels == 9
+    assert main(["pack", str(tmp_path / "wide"), str(tmp_path / "other"), "--beside", "random-sdxl"]) == 2
+    assert "its vae is another one" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
