@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--quick", is_flag=True, help="Use the ControlNet that comes with the package instead of training one.")
 @click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="A folder of its own.")
-@click.option("--scenes", type=int, help="Scenes to draw.  [default: 600, quick 48]")
-@click.option("--train-steps", default=300, show_default=True, help="Steps of the training.")
+@click.option("--scenes", type=int, help="Scenes to draw.  [default: 2000, quick 48]")
+@click.option("--train-steps", default=500, show_default=True, help="Steps of the training.")
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
-@click.option("--rows", default=16, show_default=True, help="Scenes to paint for the evaluation.")
+@click.option("--rows", default=8, show_default=True, help="Scenes to paint for the evaluation.")
 @common_options(answers=True)
 def command(quick: bool, out: Path, scenes: int | None, train_steps: int, steps: int, rows: int, output: Output) -> int:
     """See the whole loop without a network: pictures are drawn and annotated, a ControlNet is trained on them, and

@@ -35,7 +35,8 @@ STAMP = "demo.json"
 PICTURE = "demo.png"
 PAGE = "index.html"
 
-HELD_OUT = 0.1  # of the scenes: kept back from the training, to show and to evaluate on
+WORLD = "rooms"
+HELD_OUT = 0.02  # of the scenes: kept back from the training, to show and to evaluate on
 
 _FORMAT = 1
 _JUMP = 5  # steps that RePaint goes back at once, where nothing else is said: fewer cannot be walked
@@ -47,38 +48,31 @@ _COLUMNS = ("control", "before", "after", "inpainted")
 
 @dataclass(frozen=True)
 class Example:
-    """The scene that is shown, which no training has seen, and the colour that its first thing gets in the end."""
+    """The scene that is shown, which no training has seen, and the colour that its thing gets in the end."""
 
-    world: str
-    maps: str  # that the world draws itself; the edges are left to `annotate`
     seed: int
     index: int
     colours: tuple[str, str]
 
     @property
     def prompt(self) -> str:
-        return find_world(self.world).plan(self.seed, self.index).caption
+        return find_world(WORLD).plan(self.seed, self.index).caption
 
     @property
     def other_prompt(self) -> str:
         return self.prompt.replace(*self.colours, 1)
 
     def mask(self) -> Picture:
-        """White around the first thing, as somebody would draw it by hand."""
-        facts = find_world(self.world).plan(self.seed, self.index).facts
-        if self.world == "circles":
-            x, y, radius = (facts[name] for name in ("x", "y", "radius"))
-            box = [x - radius, y - radius, x + radius, y + radius]
-        else:
-            box = facts["objects"][0]["rectangle"]
-        left, top, right, bottom = (round(share * _SIZE) for share in box)
+        """White around the thing, as somebody would draw it by hand."""
+        (thing,) = find_world(WORLD).plan(self.seed, self.index).facts["objects"]
+        left, top, right, bottom = (round(share * _SIZE) for share in thing["rectangle"])
         mask = np.zeros((_SIZE, _SIZE, 3), np.uint8)
         mask[max(0, top - 1) : bottom + 1, max(0, left - 1) : right + 1] = 255
         return mask
 
 
-TRAINED = Example("circles", "outline", 0, 13, ("blue", "red"))
-SHIPPED = Example("rooms", "depth", 1000, 29, ("orange", "green"))
+TRAINED = Example(0, 116, ("purple", "green"))
+SHIPPED = Example(1000, 26, ("purple", "red"))
 SHIPPED_NET = "toybox-canny"
 
 
@@ -87,10 +81,10 @@ class Demo:
     """What a demonstration does; where it is begun again, it must be the same."""
 
     quick: bool = False  # use the ControlNet that comes with the package instead of training one
-    scenes: int | None = None  # None: 600, quick 48
-    train_steps: int = 300
+    scenes: int | None = None  # None: 2000, quick 48
+    train_steps: int = 500
     steps: int = 20  # of the sampler
-    rows: int = 16  # scenes that are painted for the evaluation
+    rows: int = 8  # scenes that are painted for the evaluation
 
     def __post_init__(self) -> None:
         least = {"scenes": self.example.index + 1, "train_steps": 1, "steps": _JUMP, "rows": 2}
@@ -104,7 +98,7 @@ class Demo:
 
     @property
     def count(self) -> int:
-        return self.scenes or (48 if self.quick else 600)
+        return self.scenes or (48 if self.quick else 2000)
 
 
 @dataclass(frozen=True)
@@ -139,16 +133,21 @@ def stages(folder: Path, demo: Demo) -> list[Stage]:
     net = SHIPPED_NET if demo.quick else str(run / "controlnet")
     under = ["--control", str(control(folder, demo)), "--controlnet", net]
     how = ["--steps", str(demo.steps), "--seed", "1", "--out"]
-    drawn = ["--world", example.world, "--type", example.maps, "--count", str(demo.count), "--seed", str(example.seed)]
+    drawn = ["--world", WORLD, "--type", "depth", "--count", str(demo.count), "--seed", str(example.seed)]
     training = [f"data.path={data}", f"data.held_out={HELD_OUT:g}", f"output={run}", f"steps={demo.train_steps}"]
-    training += [f"samples.steps={demo.steps}", *(["--resume"] if run.exists() else [])]
+    training += [
+        "samples.every=125",
+        "samples.steps=10",
+        "checkpoint_every=125",
+        *(["--resume"] if run.exists() else []),
+    ]
     asked = ["--data", str(data), "--num", str(demo.rows), "--steps", str(demo.steps)]
     asked += [] if demo.quick else ["--held-out", f"{HELD_OUT:g}"]
     anew = ["--image", str(after), "--mask", str(folder / "mask.png"), "--prompt", example.other_prompt]
     made = [
         Stage("Draw pictures with captions", ["toybox", "make", str(data), *drawn]),
         Stage("Make the control map of each: its edges", ["annotate", "--type", "canny", str(data)]),
-        Stage("Train a ControlNet, which changes nothing at first", ["train", "--config", "circles", *training]),
+        Stage("Train a ControlNet, which changes nothing at first", ["train", "--config", "toybox-canny", *training]),
         Stage("Paint from the prompt alone", ["generate", "--prompt", example.prompt, *how, str(before)]),
         Stage("Paint under the map", ["generate", "--prompt", example.prompt, *under, *how, str(after)]),
         Stage("Paint the thing anew, under the map", ["generate", *anew, *under, *how, str(inpainted)]),

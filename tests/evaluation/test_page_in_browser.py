@@ -30,7 +30,7 @@ def page():
     scores = {metric: {row: Score(mean, mean - 0.1, mean + 0.1, 12) for row, mean in found.items()}
               for metric, found in each.items()}  # fmt: skip
     cases = [Case(number, "c", "a big red ball " * 12, each, {}, number) for number in range(12)]
-    question = Question(controlnet="/data/models/" + "a-long-name-" * 12, data="/data/pictures")
+    question = Question(controlnet="/data/models/" + "a_long_name_" * 12, data="/data/pictures")
     judge = {"type": "canny", "backend": "cv2", "parameters": {"low": 100, "high": 200}}
     answer = Answer(question, metrics[0], False, judge, {}, scores, Score(0.8, 0.7, 0.9, 12), cases)
 
