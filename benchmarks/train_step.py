@@ -1,174 +1,235 @@
-"""The training step of a ControlNet, beside the way of diffusers' example script over the same networks.
+"""The training step of a ControlNet, beside the way of diffusers' example scripts over the same networks.
 
-    python benchmarks/train_step.py [--device cpu] [--precision fp32] [--size 256] [--batch 1] [--steps 3]
-    python benchmarks/train_step.py --device cuda --precision bf16 --size 512 --batch 32 --steps 30 --fast
+    python benchmarks/train_step.py [--device cpu] [--shape sd15] [--size 256] [--batch 1] [--steps 3]
+    python benchmarks/train_step.py --device cuda --shape sd15 --batch 32          # bf16 at 512 px, 30 steps, compiled
+    python benchmarks/train_step.py --device cuda --shape sdxl --batch 4           # at 1024 px
 
-The networks have Stable Diffusion 1.5's shapes and random weights, which cost as much as trained ones. The reference
-does in each step what the script does with its flags set well: it encodes picture and text anew, draws noise and
-timesteps, joins the residuals, steps AdamW as PyTorch makes it unless asked, and reads the loss. Its pictures are
-decoded and its prompts tokenized beforehand, so nothing of reading files is counted. Ours begins from encoded
-pictures and texts, as the cache gives them, draws every number from its row's own generator, and leaves the loss on
-the device. `--fast` adds channels_last to both and torch.compile to ours. One side is timed after the other, so that
-each has the memory to itself.
+The networks have the family's true shapes and random weights, which cost as much as trained ones; the pictures are
+noise. Ours is what train_controlnet.py does: rows from its index, batches from the real cache on the disk (filled
+before the clock starts, and the time of that told), accelerate, fused AdamW, losses left on the device. The reference
+does in each step what the scripts do with their flags set well: it encodes the pictures anew (with sd15 the prompts
+too; the SDXL script encodes those beforehand), draws noise and timesteps, steps AdamW as PyTorch makes it unless asked,
+and reads the loss. Its pictures are decoded and its prompts tokenized beforehand. On a GPU both are laid out as
+channels_last and ours is compiled (`--no-compile`); the peak of its memory stands beside each. One side is timed after
+the other.
 """
 
 import argparse
 import contextlib
+import json
+import os
 import platform
 import statistics
+import tempfile
 import time
-from dataclasses import replace
-from itertools import pairwise
-from types import SimpleNamespace
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice, pairwise
+from pathlib import Path
 
+import cv2
 import diffusers
+import numpy as np
 import torch
 import transformers
 
-from controlkit.diffusion.schedules import from_scheduler_config
-from controlkit.models.controlnets import make_controlnet
+from controlkit.config import build
+from controlkit.data.rows import read_datasets
+from controlkit.generation.pipelines import control_pipeline, load_parts
+from controlkit.models.bases import Base, find_base
+from controlkit.models.controlnets import begin_controlnet
 from controlkit.models.quiet import quiet_libraries
-from controlkit.training.batches import Batch
+from controlkit.processes import Processes
+from controlkit.training.batches import ControlRows, make_batches, rows_to_come, to_control, to_pixels
+from controlkit.training.cache import cache_rows
 from controlkit.training.config import TrainConfig
-from controlkit.training.noise import draw_noise
-from controlkit.training.objective import Models, row_losses
+from controlkit.training.encoders import let_encoders_rest
+from controlkit.training.launch import make_accelerator
+from controlkit.training.objective import Models, control_loss
 from controlkit.training.optimizers import make_optimizer
-from controlkit.training.speed import choose_arithmetic, compiled, lay_out
+from controlkit.training.speed import choose_arithmetic, compiled, lay_out, precision
 
-SCHEDULER = {"_class_name": "DDPMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SHAPES = {
-    "sd15": {
-        "unet": {"cross_attention_dim": 768, "sample_size": 64},  # the rest are diffusers' defaults, which are SD's
-        "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
-        "text": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
-    },
-    "tiny": {  # to see whether the script runs
-        "unet": {"cross_attention_dim": 32, "block_out_channels": (16, 32, 32, 32), "norm_num_groups": 8},
-        "vae": {"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "norm_num_groups": 8},
-        "text": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
-    },
+VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+BIG_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+XL = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
 }
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SMALL_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL_VAE = {"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "norm_num_groups": 8}
+# What is not named is diffusers' default, which is that of SD 1.x.
+SHAPES = {
+    "sd15": {"unet": {"cross_attention_dim": 768, "sample_size": 64}, "vae": VAE, "text_encoder": CLIP_L},
+    "sdxl": {
+        "unet": {
+            **XL, "sample_size": 128, "block_out_channels": (320, 640, 1280), "attention_head_dim": (5, 10, 20),
+            "transformer_layers_per_block": (1, 2, 10), "cross_attention_dim": 2048, "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 6 * 256 + 1280,
+        },
+        "vae": VAE,
+        "text_encoder": CLIP_L,
+        "text_encoder_2": {**BIG_G, "hidden_act": "gelu", "projection_dim": 1280},
+    },
+    # To see whether the script runs:
+    "tiny": {
+        "unet": {
+            "cross_attention_dim": 32, "block_out_channels": (16, 32, 32, 32), "norm_num_groups": 8, "sample_size": 8,
+        },
+        "vae": SMALL_VAE,
+        "text_encoder": SMALL_TEXT,
+    },
+}  # fmt: skip
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+}
 
 
-def build_networks(shapes, device, dtype):
-    """UNet, VAE and text encoder, locked; the ControlNet in float32."""
-    quiet_libraries()
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(**shapes["unet"])
-    vae = diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        **shapes["vae"],
-    )
-    text_encoder = transformers.CLIPTextModel(transformers.CLIPTextConfig(**shapes["text"]))
-    locked = [part.to(device, dtype).eval().requires_grad_(False) for part in (unet, vae, text_encoder)]
-    controlnet = make_controlnet(unet, vae_factor=8, latent_channels=4, seed=0).to(device, torch.float32)
-    return *locked, controlnet
+@dataclass(frozen=True)
+class RandomBase(Base):
+    """A base of those shapes, made where it is loaded."""
+
+    shapes: dict = field(kw_only=True)
+
+    @cached_property
+    def index(self):
+        return {"_class_name": f"StableDiffusion{'XL' if self.is_xl else ''}Pipeline"}
+
+    @cached_property
+    def unet(self):
+        with torch.device("meta"):
+            return dict(diffusers.UNet2DConditionModel(**self.shapes["unet"]).config)
+
+    @cached_property
+    def vae(self):
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        with torch.device("meta"):
+            return dict(diffusers.AutoencoderKL(latent_channels=4, **blocks, **self.shapes["vae"]).config)
+
+    @cached_property
+    def scheduler(self):
+        return SCHEDULER
+
+    def load(self, component, **options):
+        torch.manual_seed(0)
+        if component.startswith("tokenizer"):
+            return find_base("random-sd15").load("tokenizer")
+        if component == "unet":
+            model = diffusers.UNet2DConditionModel(**self.shapes["unet"])
+        elif component == "vae":
+            model = diffusers.AutoencoderKL.from_config(self.vae)
+        else:
+            kind = transformers.CLIPTextModelWithProjection if component.endswith("_2") else transformers.CLIPTextModel
+            model = kind(transformers.CLIPTextConfig(**self.shapes[component]))
+        return model.to(options["torch_dtype"])
+
+    def tensors(self, component):
+        """The copy that learns begins as any other would."""
+        return self.load(component, torch_dtype=torch.float32).state_dict()
 
 
-class Rows:
-    """Rows of a dataset, decoded; and encoded, as the cache holds them: what `ours` reads of them is `cached`."""
-
-    def __init__(self, count, size, vae, text_encoder, device, dtype):
-        random = torch.Generator().manual_seed(1)
-        self.count, self.latent_shape = count, (4, size // 8, size // 8)
-        self.pixels = (torch.rand(count, 3, size, size, generator=random) * 2 - 1).to(device)
-        self.control = (torch.rand(count, 3, size, size, generator=random) > 0.9).float().to(device)
-        self.tokens = torch.randint(text_encoder.config.vocab_size - 2, (count, 77), generator=random).to(device)
-        with torch.no_grad():
-            self.texts = text_encoder(self.tokens)[0]
-            posteriors = [vae.encode(picture[None].to(dtype)).latent_dist for picture in self.pixels]
-        self.mean = torch.cat([each.mean for each in posteriors]).float().cpu()
-        self.std = torch.cat([each.std for each in posteriors]).float().cpu()
-        self.scale = vae.config.scaling_factor
-
-    def numbers(self, step, batch):
-        return [(step * batch + place) % self.count for place in range(batch)]
-
-    def cached(self, config, step, device):
-        """A batch and what the cache gives beside it: latents and texts."""
-        numbers = self.numbers(step, config.batch_size)
-        draws = [
-            draw_noise(config.objective, (config.seed, step, number), self.latent_shape, 1000) for number in numbers
-        ]
-        drawn = {key: torch.stack([draw[key] for draw in draws]) for key in draws[0]}
-        x_0 = (self.mean[numbers] + self.std[numbers] * drawn["vae_noise"]) * self.scale
-        nothing = torch.empty(0)
-        batch = Batch(nothing, self.control[numbers], [], nothing, **drawn, sizes=nothing)
-        return batch.to(device), x_0.to(device), {"encoder_hidden_states": self.texts[numbers]}
+def draw_dataset(folder: Path, count: int, size: int) -> None:
+    """Pictures of noise with canny maps, as `annotate` leaves them."""
+    random = np.random.default_rng(0)
+    (folder / "conditions/canny").mkdir(parents=True)
+    lines = []
+    for number in range(count):
+        coarse = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        picture = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+        name, control = f"{number}.png", f"conditions/canny/{number}.png.png"
+        cv2.imwrite(str(folder / name), picture)
+        cv2.imwrite(str(folder / control), cv2.Canny(picture, 50, 100))
+        lines.append(json.dumps({"file_name": name, "text": f"picture {number}", "canny_file_name": control}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def ours(config, networks, rows, device, autocast):
-    """The step of train_controlnet.py, from the cache on."""
-    unet, _, _, controlnet = networks
-    lay_out(config, unet, controlnet)
-    choose_arithmetic(config)
-    optimizer = make_optimizer(config, list(controlnet.parameters()))
-    called = compiled(config, controlnet), compiled(config, unet)
-
-    def under_autocast(*arguments, **named):
-        with autocast():
-            return called[0](*arguments, **named)
-
-    models = Models(
-        base=SimpleNamespace(prediction_type="epsilon"),
-        pipeline=SimpleNamespace(unet=unet),
-        controlnet=under_autocast,
-        unet=called[1],
-        scheduler=SCHEDULER,
-        alpha_bar=from_scheduler_config(SCHEDULER).alpha_bar.float().to(device),
-    )
+def ours(config, base, accelerator, models, data, own, steps):
+    """The step of train_controlnet.py over its own batches."""
+    optimizer = make_optimizer(config, list(own.parameters()))
+    wrapped, prepared = accelerator.prepare(own, optimizer)
+    models.controlnet, models.unet = compiled(config, wrapped), compiled(config, models.pipeline.unet)
+    span = {"start": 0, "count": steps, "batch_size": config.batch_size, "processes": Processes()}
+    begun = time.perf_counter()
+    to_come = rows_to_come(data, **span)
+    cache_rows(data, to_come, models, Processes(), dataset=config.data.path)
+    let_encoders_rest(models.pipeline, accelerator.device)
+    print(f"the cache took {(time.perf_counter() - begun) / len(to_come):.3f} s a picture")
+    batches = iter(make_batches(data, **span, workers=config.data.workers, pin=accelerator.device.type == "cuda"))
     losses = []
 
     def step(number):
-        batch, x_0, text = rows.cached(config, number, device)
-        loss = row_losses(models, batch, x_0, text).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(controlnet.parameters(), config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
+        batch = next(batches).to(accelerator.device)
+        with accelerator.accumulate(wrapped):
+            loss = control_loss(models, batch)
+            accelerator.backward(loss)
+            losses.append(loss.detach())
+            accelerator.clip_grad_norm_(own.parameters(), config.max_grad_norm)
+            prepared.step()
+            prepared.zero_grad()
 
     return step
 
 
-def reference(config, networks, rows, device, autocast):
-    """A step as diffusers' example script does it."""
-    unet, vae, text_encoder, controlnet = networks
-    if config.channels_last:
-        unet.to(memory_format=torch.channels_last)
-        controlnet.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(controlnet.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+def reference(config, base, accelerator, models, data, own, steps):
+    """A step as diffusers' example scripts do it."""
+    pipeline, device, low = models.pipeline, accelerator.device, precision(config)
+    optimizer = torch.optim.AdamW(own.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     scheduler = diffusers.DDPMScheduler.from_config(SCHEDULER)
-    losses = []
+    seen = [data.picture_and_map(row) for row in data.rows]
+    pixels = torch.stack([to_pixels(picture) for picture, _, _ in seen]).to(device)
+    control = torch.stack([to_control(control_map) for _, control_map, _ in seen]).to(device)
+    tokens = pipeline.tokenizer(
+        [row.caption for row in data.rows], padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids.to(device)
+    beforehand = {}
+    if base.is_xl:
+        with torch.no_grad():
+            encoded = pipeline.encode_prompt(
+                [row.caption for row in data.rows], device=device, do_classifier_free_guidance=False
+            )
+        beforehand = {"text": encoded[0], "pooled": encoded[2]}
+        sizes = torch.tensor([sizes for _, _, sizes in seen]).to(device)
+    for name in ("vae", "text_encoder"):
+        getattr(pipeline, name).to(device)
 
     def step(number):
-        numbers = rows.numbers(number, config.batch_size)
+        numbers = [(number * config.batch_size + place) % len(data) for place in range(config.batch_size)]
+        more = {}
         with torch.no_grad():
-            latents = vae.encode(rows.pixels[numbers].to(vae.dtype)).latent_dist.sample() * rows.scale
-            text = text_encoder(rows.tokens[numbers], return_dict=False)[0]
-        latents = latents.float()
+            latents = pipeline.vae.encode(pixels[numbers].to(low)).latent_dist.sample()
+            latents = latents.float() * pipeline.vae.config.scaling_factor
+            if base.is_xl:
+                text = beforehand["text"][numbers]
+                pooled = beforehand["pooled"][numbers]
+                more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes[numbers]}
+            else:
+                text = pipeline.text_encoder(tokens[numbers], return_dict=False)[0]
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, 1000, (len(numbers),), device=device)
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        with autocast():
-            down, middle = controlnet(noisy, timesteps, text, rows.control[numbers], return_dict=False)
-        predicted = unet(
-            noisy.to(unet.dtype),
+        with torch.autocast(device.type, low) if low != torch.float32 else contextlib.nullcontext():
+            down, middle = own(noisy, timesteps, text, control[numbers], return_dict=False, **more)
+        predicted = pipeline.unet(
+            noisy.to(low),
             timesteps,
             text,
-            down_block_additional_residuals=[residual.float().to(unet.dtype) for residual in down],
-            mid_block_additional_residual=middle.float().to(unet.dtype),
+            down_block_additional_residuals=[residual.float().to(low) for residual in down],
+            mid_block_additional_residual=middle.float().to(low),
             return_dict=False,
+            **more,
         )[0]
         loss = torch.nn.functional.mse_loss(predicted.float(), noise)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(controlnet.parameters(), config.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(own.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach().item())
+        loss.detach().item()
 
     return step
 
@@ -190,44 +251,77 @@ def seconds_a_step(step, steps, on_gpu) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=DTYPES, default="fp32")
-    parser.add_argument("--shapes", choices=SHAPES, default="sd15")
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--shape", choices=SHAPES, default="sd15")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="[default: bf16 on a GPU, else fp32]")
+    parser.add_argument("--size", type=int, help="[default: the family's own on a GPU, else 256]")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--fast", action="store_true", help="channels_last and torch.compile")
+    parser.add_argument("--steps", type=int, help="[default: 30 on a GPU, else 3]")
+    parser.add_argument("--workers", type=int, help="[default: 4 on a GPU, else 0]")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, on both sides")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="[default: on a GPU]")
     options = parser.parse_args()
-    device, dtype = torch.device(options.device), DTYPES[options.precision]
-    config = replace(
-        TrainConfig(), batch_size=options.batch, channels_last=options.fast, compile=options.fast, max_grad_norm=1.0
-    )
-    low = dtype != torch.float32
+    on_gpu = options.device.startswith("cuda")
+    if not on_gpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["CONTROLKIT_CACHE"] = place
+        compare(options, on_gpu, Path(place))
 
-    def autocast():
-        return torch.autocast(device.type, dtype) if low else contextlib.nullcontext()
 
-    networks = build_networks(SHAPES[options.shapes], device, dtype)
-    rows = Rows(2 * options.batch, options.size, networks[1], networks[2], device, dtype)
-    on_gpu = device.type == "cuda"
+def compare(options, on_gpu, place) -> None:
+    quiet_libraries()
+    base = RandomBase(options.shape, place, shapes=SHAPES[options.shape])
+    size = options.size or (base.native_size if on_gpu else 256)
+    steps = options.steps or (30 if on_gpu else 3)
+    fast = on_gpu if options.compile is None else options.compile
+    low = options.precision or ("bf16" if on_gpu else "fp32")
+    warm = 3 if fast else 1  # warms up, compiles, makes the optimizer's state
+    draw_dataset(place / "data", 2 * options.batch, size)
+    workers = (4 if on_gpu else 0) if options.workers is None else options.workers
+    config = build(
+        TrainConfig,
+        None,
+        [
+            f"data.path={place / 'data'}", f"data.resolution={size}", f"data.workers={workers}", "data.held_out=0",
+            f"batch_size={options.batch}", f"mixed_precision={'no' if low == 'fp32' else low}",
+            f"channels_last={str(on_gpu).lower()}", f"compile={str(fast).lower()}",
+            f"gradient_checkpointing={str(options.checkpointing).lower()}",
+        ],
+    )  # fmt: skip
+    choose_arithmetic(config)
     seconds, peaks = {}, {}
     for name, side in (("controlkit, cached", ours), ("as diffusers' example", reference)):
-        step = side(config, networks, rows, device, autocast)
-        for number in range(3 if options.fast else 1):  # warms up, compiles, makes the optimizer's state
+        accelerator = make_accelerator(config.mixed_precision)
+        device = accelerator.device
+        parts = load_parts(base, dtype=precision(config), device=device, locked=True)
+        own = begin_controlnet(base, parts["unet"], None, 0).to(device, torch.float32)
+        lay_out(config, own, parts["unet"])
+        pipeline = control_pipeline(base, parts, [own], diffusers.DDPMScheduler.from_config(SCHEDULER))
+        models = Models.of(base, pipeline, own, device)
+        data = ControlRows(
+            list(islice(read_datasets(config.data.path, "canny"), 2 * options.batch)),
+            condition="canny",
+            resolution=size,
+            latent_shape=(4, size // base.vae_factor, size // base.vae_factor),
+            timesteps=len(models.alpha_bar),
+            prompt_dropout=config.prompt_dropout,
+            seed=0,
+        )
+        step = side(config, base, accelerator, models, data, own, steps + warm)
+        for number in range(warm):
             step(number)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        seconds[name] = seconds_a_step(step, options.steps, on_gpu)
+        seconds[name] = seconds_a_step(step, steps, on_gpu)
         peaks[name] = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None
-        del step
+        learned = sum(parameter.numel() for parameter in own.parameters()) / 1e6
+        del step, models, pipeline, parts, own, data, accelerator
         if on_gpu:
             torch.cuda.empty_cache()
     machine = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
     print(f"{machine} · torch {torch.__version__} · diffusers {diffusers.__version__}")
-    size = sum(parameter.numel() for parameter in networks[3].parameters()) / 1e6
-    fast = ", channels_last, ours compiled" if options.fast else ""
-    print(
-        f"{options.size} px, batch {options.batch}, {options.precision}{fast}; a ControlNet of {size:.1f} M parameters"
-    )
+    more = ", ours compiled" if fast else ""
+    print(f"{options.shape}, {size} px, batch {options.batch}, {low}{more}; a ControlNet of {learned:.1f} M parameters")
     for name, each in seconds.items():
         memory = f" {peaks[name]:8.2f} GB at most" if on_gpu else ""
         print(f"{name:22s} {options.batch / each:9.3f} images/s {each:8.2f} s a step{memory}")

@@ -21,13 +21,23 @@ if TYPE_CHECKING:
 @click.option("--prediction", type=click.Choice(["epsilon", "v_prediction", "sample"]),
               help="What the base predicts.  [default: what it says, else a guess, which is said]")  # fmt: skip
 @click.option("--tokenizer", metavar="FOLDER_OR_ID", help="For a base in a file.  [default: one that lies near]")
+@click.option("--base", metavar="BASE", help="For a Control-LoRA or difference ControlNet: the base it is added to.")
 @common_options(answers=True)
-def command(source: str, out: Path, layout: str, prediction: str | None, tokenizer: str | None, output: Output) -> int:
+def command(
+    source: str,
+    out: Path,
+    layout: str,
+    prediction: str | None,
+    tokenizer: str | None,
+    base: str | None,
+    output: Output,
+) -> int:
     """Write a base or a ControlNet in the other layout, every tensor bit for bit and in its own precision.
 
     \b
     controlkit convert model.safetensors model --to diffusers
     controlkit convert runs/mine/controlnet mine.safetensors --to webui
+    controlkit convert control-lora.safetensors mine --to diffusers --base toybox
 
     OUT appears whole or not at all, and is never written over.
     """
@@ -39,7 +49,7 @@ def command(source: str, out: Path, layout: str, prediction: str | None, tokeniz
     if layout == "webui" and out.suffix != ".safetensors":
         raise RequestError(f"OUT {str(out)!r}: expected a name that ends in .safetensors")
     need_writable(out.absolute().parent, "OUT")
-    model = find_model(source, prediction=prediction, tokenizer=tokenizer)
+    model = find_model(source, prediction=prediction, tokenizer=tokenizer, base=base)
     if isinstance(model, Base):
         for guess in model.guesses:
             output.say(guess)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,18 +12,27 @@ from controlkit.cli.output import common_options
 
 if TYPE_CHECKING:
     from controlkit.cli.output import Output
+    from controlkit.evaluation.evaluate import Answer
+    from controlkit.evaluation.variants import Variant
 
 
 @click.command()
-@click.option("--controlnet", metavar="[TYPE=]NET", help="The ControlNet: a folder, a file or a hub id.")
+@click.option("--controlnet", "controlnets", multiple=True, metavar="[TYPE=]NET",
+              help="The ControlNet: a folder, a file or a hub id; several stand beside each other.")  # fmt: skip
+@click.option("--pictures", metavar="TYPE=FOLDER",
+              help="Paint nothing: score these pictures. Each belongs to the row whose picture has its name, or "
+                   "whose map it was painted under.")  # fmt: skip
 @click.option("--data", help="A dataset with maps of its type, or a world (rooms, circles).")
 @click.option("--base", metavar="BASE", help="What it is for.  [default: toybox]")
 @click.option("--num", type=int, help="The first so many rows.  [default: all]")
 @click.option("--held-out", type=float, help="Only the rows that a training with that data.held_out kept back.")
 @click.option("--weight", default=1.0, show_default=True, help="Of the control.")
+@click.option("--sweep", metavar="NAME=FROM:TO:STEP",
+              help="A report for each value, and their curve. NAME is weight, cfg, steps or sampler; NAME=a,b,c "
+                   "too.")  # fmt: skip
 @click.option("--sampler", default="dpmpp_2m_karras", show_default=True, help="How the noise is removed.")
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
-@click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
+@click.option("--cfg", type=float, help="How strongly the prompt counts; 1: no guidance.  [default: the base's, 7.5]")
 @click.option("--seed", default=0, show_default=True, help="Row i is painted from SEED + i.")
 @click.option(
     "--out", default="report", show_default=True, type=click.Path(path_type=Path), help="The report's folder."
@@ -35,15 +44,17 @@ if TYPE_CHECKING:
               help="Precision.  [default: float16 on cuda, else float32]")  # fmt: skip
 @common_options(answers=True)
 def command(
-    controlnet: str | None,
+    controlnets: tuple[str, ...],
+    pictures: str | None,
     data: str | None,
     base: str | None,
     num: int | None,
     held_out: float | None,
     weight: float,
+    sweep: str | None,
     sampler: str,
     steps: int,
-    cfg: float,
+    cfg: float | None,
     seed: int,
     out: Path,
     compare: tuple[Path, Path] | None,
@@ -53,77 +64,138 @@ def command(
 ) -> int:
     """Paint the rows of a dataset under their maps, annotate the pictures again, and compare.
 
-    OUT gets scores.json and index.html, which shows the worst pictures first. Begun again, it paints only what is
-    missing; under `accelerate launch -m controlkit evaluate …` the processes share the rows.
+    OUT gets scores.json, report.json and index.html, which shows the worst pictures first. Begun again, it
+    paints only what is missing; under `accelerate launch -m controlkit evaluate …` the processes share the rows.
     """
     from controlkit.errors import RequestError
 
     if compare:
         return _compare(*compare, output)
-    if controlnet is None or data is None:
-        raise RequestError("expected --controlnet NET and --data DATASET, or --compare REPORT REPORT")
+    if bool(controlnets) == (pictures is not None) or data is None:
+        raise RequestError(
+            "expected --data DATASET and either --controlnet NET or --pictures TYPE=FOLDER; or --compare REPORT REPORT"
+        )
+    if pictures:
+        refuse_what_paints()
 
     import controlkit.toybox.register  # noqa: F401  (its worlds can be named, and its annotators read its pictures)
     from controlkit.cli.output import Output
-    from controlkit.evaluation.evaluate import Question, evaluate
+    from controlkit.evaluation.evaluate import Question, evaluate, prepare
+    from controlkit.evaluation.given import evaluate_pictures
     from controlkit.evaluation.report import write_report
+    from controlkit.evaluation.variants import variants_of, write_overview
+    from controlkit.files import need_writable
     from controlkit.generation.request import Net
-    from controlkit.models.bases import DEFAULT_BASE
+    from controlkit.generation.sweeps import Sweep
+    from controlkit.models.bases import DEFAULT_BASE, usual_cfg
     from controlkit.models.devices import choose_device, choose_precision
     from controlkit.processes import Processes
 
-    net = Net.parse(controlnet)
-    question = Question(
-        controlnet=net.name,
-        condition=net.type,
-        data=data,
-        base=base or DEFAULT_BASE,
-        num=num,
-        held_out=held_out,
-        sampler=sampler,
-        steps=steps,
-        cfg=cfg,
-        weight=weight,
-        seed=seed,
-    )
+    asked: dict[str, Any] = {
+        "data": data,
+        "base": base or DEFAULT_BASE,
+        "num": num,
+        "held_out": held_out,
+        "sampler": sampler,
+        "steps": steps,
+        "cfg": usual_cfg(base or DEFAULT_BASE) if cfg is None else cfg,
+        "weight": weight,
+        "seed": seed,
+    }
+    need_writable(out, "--out")
     processes = Processes.launched()
     if not processes.first:
         output = Output(quiet=True)
+    how: dict[str, Any] = {"processes": processes}
+    if pictures:
+        given = Net.parse(pictures)
+        question = Question(pictures=given.name, condition=given.type, **asked)
+        with output.progress("evaluate", "rows") as progress:
+            answer, seen = evaluate_pictures(question, say=output.say, progress=progress, **how)
+        if processes.first:
+            _tell(answer, write_report(answer, seen, out), output)
+        processes.leave()
+        return 0
+
+    values = Sweep.parse(sweep) if sweep else None
+    nets = [Net.parse(text) for text in controlnets]
+    variants = variants_of([Question(controlnet=net.name, condition=net.type, **asked) for net in nets], values)
+    trials = [prepare(variant.question, say=output.say, **how) for variant in variants]
     where = choose_device(device)
     precision = choose_precision(dtype, where)
-    with output.progress("evaluate", "rows") as progress:
-        answer, seen = evaluate(
-            question, out, device=where, dtype=precision, processes=processes, say=output.say, progress=progress
-        )
-    if processes.first:
-        page = write_report(answer, seen, out)
-        better = "lower" if answer.lower_is_better else "higher"
-        lines = [f"{answer.metric} over {len(answer.cases)} rows, {better} is better"]
-        for row, score in answer.scores.items():
-            lines.append(f"{row:<10}{score.mean:>8.4f} ({score.low:.4f}-{score.high:.4f})")
-        if answer.obedience:
-            share = answer.obedience
-            lines.append(
-                f"obedience {share.mean:>8.0%} ({share.low:.0%}-{share.high:.0%}), of the way from silent to vae"
-            )
-        output.answer("\n".join([*lines, f"look at {page}"]), answer.to_json())
+
+    from controlkit.generation.pipelines import load_parts
+
+    parts = load_parts(trials[0].base, dtype=precision, device=where)
+    answered = []
+    for variant, trial in zip(variants, trials, strict=True):
+        with output.progress(f"evaluate {variant.label}", "rows") as progress:
+            made = evaluate(trial, out, parts=parts, dtype=precision, progress=progress, **how)
+        answered.append((variant, *made))
+    if processes.first and len(answered) == 1 and values is None:
+        _, answer, shown = answered[0]
+        _tell(answer, write_report(answer, shown, out), output)
+    elif processes.first:
+        _tell_all([(variant, answer) for variant, answer, _ in answered], write_overview(answered, values, out), output)
     processes.leave()
     return 0
+
+
+def _tell(answer: Answer, page: Path, output: Output) -> None:
+    better = "lower" if answer.lower_is_better else "higher"
+    lines = [f"{answer.metric} over {len(answer.cases)} rows, {better} is better"]
+    for row, score in answer.leading.items():
+        lines.append(f"{row:<11}{score.mean:>8.4f} ({score.low:.4f}-{score.high:.4f})")
+    if answer.obedience:
+        share = answer.obedience
+        lines.append(
+            f"obedience  {share.mean:>8.0%} ({share.low:.0%}-{share.high:.0%}), of the way from no_control to vae"
+        )
+    for metric, scores in answer.scores.items():
+        if metric != answer.metric and "control" in scores:
+            lines.append(f"{metric} {scores['control'].mean:.4f} under control")
+    output.answer("\n".join([*lines, f"look at {page}"]), answer.to_json())
+
+
+def _tell_all(answered: list[tuple[Variant, Answer]], page: Path, output: Output) -> None:
+    lines = []
+    for variant, answer in answered:
+        score = answer.leading["control"]
+        share = f", obedience {answer.obedience.mean:.0%}" if answer.obedience else ""
+        lines.append(f"{variant.label}: {answer.metric} {score.mean:.4f} ({score.low:.4f}-{score.high:.4f}){share}")
+    reports = {variant.label: answer.to_json() for variant, answer in answered}
+    output.answer("\n".join([*lines, f"look at {page}"]), {"page": str(page), "reports": reports})
+
+
+def refuse_what_paints() -> None:
+    """Options that say how to paint, beside pictures that are painted already."""
+    from controlkit.errors import RequestError
+
+    context = click.get_current_context()
+    free = ("pictures", "data", "num", "held_out", "out", "quiet", "debug", "as_json")
+    given = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in free
+        and context.get_parameter_source(option.name or "") == click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise RequestError(f"--pictures are painted already; leave out {', '.join(given)}")
 
 
 def _compare(one: Path, other: Path, output: Output) -> int:
     from dataclasses import asdict
 
     from controlkit.errors import RequestError
-    from controlkit.evaluation.report import compare
+    from controlkit.evaluation.report import REPORT, compare
 
     reports = []
     for folder in (one, other):
-        file = folder / "scores.json" if folder.is_dir() else folder
+        file = folder / REPORT if folder.is_dir() else folder
         try:
             reports.append(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError) as reason:
-            raise RequestError(f"--compare {folder}: no scores.json that can be read ({reason})") from None
+            raise RequestError(f"--compare {folder}: no report.json that can be read ({reason})") from None
     try:
         found = compare(*reports)
     except (ValueError, KeyError) as reason:

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 @click.option("--control-mode", "control_modes", multiple=True, metavar="MODE",
               help="balanced; prompt: the prompt comes first; control: the map comes first, also before what the "
                    "prompt leaves open. One for all controls, or one for each.  [default: balanced]")  # fmt: skip
+@click.option("--control-mask", "control_masks", multiple=True, metavar="[TYPE=]FILE",
+              help="Where the control holds: white wholly, grey in part, black not at all. One for all controls, one "
+                   "for each (none: everywhere), or TYPE=FILE for one of them.")  # fmt: skip
+@click.option("--control-layers", multiple=True, metavar="[TYPE=]WEIGHTS",
+              help="How much each residual of the ControlNet counts, the finest first: 13 numbers for SD, 10 for "
+                   "SDXL, apart by commas; or soft:0.825, the finer ones less. Given as masks are.")  # fmt: skip
 @click.option("--resize", type=click.Choice(["crop", "pad", "fit"]), default="crop", show_default=True,
               help="A map of another shape: cut at the sides, black beside it, or squeezed.")  # fmt: skip
 @click.option("--image", metavar="FILE",
@@ -51,8 +57,11 @@ if TYPE_CHECKING:
               help="RePaint: how often each stretch is walked; 1 never goes back.  [default: 5]")  # fmt: skip
 @click.option("--jump-window", metavar="FROM:TO",
               help="RePaint: shares of the noise between which it goes back.  [default: 0.2:0.8]")  # fmt: skip
-@click.option("--prompt", default="", help="What to paint.")
+@click.option("--prompt", default="",
+              help="What to paint, of any length. (word:1.3), (word) and [word] weigh as in webuis: what the text "
+                   "encoder made of them is multiplied, and the mean restored. BREAK begins a new chunk.")  # fmt: skip
 @click.option("--negative", default="", help="What not to paint.")
+@click.option("--plain-prompt", is_flag=True, help="Brackets and BREAK in prompts are text like any other.")
 @click.option("--base", metavar="BASE",
               help="SD 1.x, 2.x or SDXL: a folder, .safetensors, .ckpt or hub id.  [default: toybox]")  # fmt: skip
 @click.option("--prediction", type=click.Choice(["epsilon", "v_prediction", "sample"]),
@@ -60,6 +69,8 @@ if TYPE_CHECKING:
 @click.option("--tokenizer", metavar="FOLDER_OR_ID", help="For a base in a file.  [default: one that lies near]")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[@WEIGHT]",
               help="A LoRA, LoCon, LoHa or LoKr of any tool; more than one add up.")  # fmt: skip
+@click.option("--hypernetwork", "hypernetworks", multiple=True, metavar="FILE[@WEIGHT]",
+              help="A hypernetwork of webuis; more than one follow one another.")  # fmt: skip
 @click.option("--embedding", "embeddings", multiple=True, metavar="FILE",
               help="A textual inversion, called in the prompt by the file's name.")  # fmt: skip
 @click.option("--vae", metavar="FILE_OR_FOLDER", help="A VAE in the place of the base's.")
@@ -67,7 +78,9 @@ if TYPE_CHECKING:
 @click.option("--eta", type=float, metavar="0..1",
               help="Noise of each step, for ddim and tcd.  [default: 0, none; with RePaint 1]")  # fmt: skip
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
-@click.option("--cfg", default=7.5, show_default=True, help="How strongly the prompt counts; 1: no guidance.")
+@click.option("--cfg", type=float, help="How strongly the prompt counts; 1: no guidance.  [default: the base's, 7.5]")
+@click.option("--cfg-interval", metavar="FROM:TO",
+              help="Guide in this share of the steps alone; others take half the time.  [default: 0:1]")  # fmt: skip
 @click.option("--cfg-rescale", default=0.0, metavar="0..1",
               help="Against the washed-out contrast of a high --cfg.  [default: 0, off; 0.7 is usual]")  # fmt: skip
 @click.option("--clip-skip", default=1, metavar="N", show_default=True,
@@ -103,7 +116,10 @@ def command(
     controls: tuple[str, ...],
     controlnets: tuple[str, ...],
     control_modes: tuple[str, ...],
+    control_masks: tuple[str, ...],
+    control_layers: tuple[str, ...],
     loras: tuple[str, ...],
+    hypernetworks: tuple[str, ...],
     embeddings: tuple[str, ...],
     base: str | None,
     seed: int | None,
@@ -141,7 +157,10 @@ def command(
         "control": controls or None,
         "controlnet": controlnets or None,
         "control-mode": control_modes or None,
+        "control-mask": control_masks or None,
+        "control-layers": control_layers or None,
         "lora": loras or None,
+        "hypernetwork": hypernetworks or None,
         "embedding": embeddings or None,
         "base": base,
         "seed": seed,

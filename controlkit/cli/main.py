@@ -30,6 +30,7 @@ COMMANDS = {
     "pack": "pack",
     "base": "base",
     "toybox": "toybox",
+    "demo": "demo",
     "doctor": "doctor",
 }
 

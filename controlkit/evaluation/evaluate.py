@@ -2,17 +2,19 @@
 
 Beside the figure of the pictures painted under control stand four that give it meaning:
 
-    silent   the same prompts and noise without control
-    chance   what was painted, held against another row's map
-    vae      the real pictures through the base's autoencoder: the best that it could paint
-    real     the real pictures: the best that this annotator can see
+    no_control   the same prompts and noise without control
+    chance       what was painted, held against another row's map
+    vae          the real pictures through the base's autoencoder: the best that it could paint
+    real         the real pictures: the best that this annotator can see
 
-Obedience is where control lies between silent (0) and vae (1).
+Obedience is where control lies between no_control (0) and vae (1), by the leading metric.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,42 +26,47 @@ from controlkit.data.pictures import cover, read_picture, resize_picture
 from controlkit.data.rows import held_out, read_datasets
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
-from controlkit.evaluation.obedience import Judge, find_judge
+from controlkit.evaluation.obedience import judge_of_rows
 from controlkit.evaluation.scores import Score, paired_share
-from controlkit.files import atomic_write_bytes, need_writable
+from controlkit.files import atomic_write_bytes
 from controlkit.generation.settings import encode_picture, library_versions, read_settings, weights_sha256
-from controlkit.models.bases import DEFAULT_BASE, find_base
+from controlkit.models.bases import DEFAULT_BASE, USUAL_CFG, find_base
 from controlkit.models.controlnets import find_controlnet
 from controlkit.models.devices import able
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
     from numpy.typing import NDArray
 
     from controlkit.data.rows import Row
+    from controlkit.evaluation.metrics import Metric
+    from controlkit.evaluation.obedience import Judge
+    from controlkit.models.bases import Base
+    from controlkit.models.controlnets import ControlNet
     from controlkit.processes import Processes
 
     Picture = NDArray[np.uint8]
 
-ROWS = ("control", "silent", "chance", "vae", "real")
+ROWS = ("control", "no_control", "chance", "vae", "real")
 PICTURES = "pictures"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked of a ControlNet: pictures of the first `num` rows of a dataset (None: of all)."""
+    """What is asked of a ControlNet, or of pictures that are there: the first `num` rows of a dataset (None: all)."""
 
-    controlnet: str
-    condition: str | None = None  # None: what its folder says
+    controlnet: str | None = None
+    pictures: str | None = None  # a folder
+    condition: str | None = None  # None: what the ControlNet's folder says
     data: str
     base: str = DEFAULT_BASE
     num: int | None = None
     held_out: float | None = None  # only the rows that a training with that data.held_out kept back
     sampler: str = "dpmpp_2m_karras"
     steps: int = 20
-    cfg: float = 7.5
+    cfg: float = USUAL_CFG
     weight: float = 1.0
     seed: int = 0
 
@@ -77,49 +84,62 @@ class Question:
 
 @dataclass(frozen=True)
 class Case:
-    """A row: where its pictures are, and the score of each."""
+    """A row: where its pictures are, and metric -> row of the report -> score."""
 
     number: int
     content: str
     prompt: str
-    scores: dict[str, float]
+    scores: dict[str, dict[str, float]]
     files: dict[str, str] = field(default_factory=dict)
+    place: int = 0  # among the cases
+
+    @staticmethod
+    def of(
+        number: int, row: Row, judge: Judge, seen: dict[str, dict[str, Any]], files: dict[str, str], place: int
+    ) -> Case:
+        return Case(number, row.content, row.caption, scores_of(judge.metrics, seen), files, place)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of it. `scores` is row -> score; `obedience` where control lies between silent and vae."""
+    """What came of it. `scores` is metric -> row -> score; `metric` the leading one; `obedience` where control lies
+    between no_control and vae by it."""
 
     question: Question
     metric: str
     lower_is_better: bool
     judge: dict[str, Any]
     models: dict[str, Any]
-    scores: dict[str, Score]
+    scores: dict[str, dict[str, Score]]
     obedience: Score | None
     cases: list[Case]
     processes: int = 1
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": 1, **asdict(self)}
+        return {"format": 2, **asdict(self)}
+
+    @property
+    def leading(self) -> dict[str, Score]:
+        return self.scores[self.metric]
 
 
-def evaluate(
-    question: Question,
-    out: Path,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    processes: Processes,
-    say: Callable[[str], None] = lambda text: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Answer, Seen]:
-    """Paint what is not painted yet below `out`, and score all. Every process paints its share; all get the answer, and
-    what shows its pictures."""
-    # Everything that can be refused is refused before a weight is loaded.
-    need_writable(out, "--out")
-    base, net = find_base(question.base), find_controlnet(question.controlnet)
-    net.check_fits(base)
+@dataclass(frozen=True)
+class Trial:
+    """A question whose every part was found and checked, before a weight is loaded."""
+
+    question: Question
+    base: Base
+    net: ControlNet
+    scheduler: Any
+    rows: list[Row]
+    judge: Judge
+
+
+def prepare(question: Question, *, processes: Processes, say: Callable[[str], None] = lambda text: None) -> Trial:
+    """Refuse what can be refused."""
+    assert question.controlnet is not None
+    base = find_base(question.base)
+    net = find_controlnet(question.controlnet).on(base)
     condition = question.condition or net.condition
     if condition is None:
         raise RequestError(
@@ -127,23 +147,30 @@ def evaluate(
             f"say it: --controlnet canny={question.controlnet}"
         )
     scheduler = make_sampler(question.sampler, base.scheduler, steps=question.steps)
-    rows = read_datasets(question.data, condition, say=say, processes=processes)
-    if question.held_out is not None:
-        rows = [row for row in rows if held_out(row.content, question.held_out)]
-    rows = rows[: question.num]
-    if len(rows) < 2:
-        raise RequestError(f"--data {question.data}: {len(rows)} rows to look at; expected at least 2")
-    control = rows[0].control
-    judge = find_judge(condition, control if isinstance(control, Path) else None)
-    if isinstance(judge, str):
-        raise RequestError(f"--controlnet {question.controlnet}: {judge}")
+    rows = questioned_rows(question, condition, say, processes)
+    return Trial(
+        question, base, net, scheduler, rows, judge_of_rows(f"--controlnet {question.controlnet}", condition, rows)
+    )
 
-    from controlkit.generation.pipelines import control_pipeline, load_parts
+
+def evaluate(
+    trial: Trial,
+    out: Path,
+    *,
+    parts: dict[str, Any],
+    dtype: torch.dtype,
+    processes: Processes,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Answer, Seen]:
+    """Paint what is not painted yet below `out`, and score all. `parts` are the networks of the base. Every process
+    paints its share; all get the answer, and what shows its pictures."""
+    question, base, net, rows, judge = trial.question, trial.base, trial.net, trial.rows, trial.judge
+    device = parts["unet"].device
+    from controlkit.generation.pipelines import control_pipeline
     from controlkit.generation.silent import silenced
 
-    parts = load_parts(base, dtype=dtype, device=device)
     nets = [net.load(torch_dtype=dtype).to(device).eval()]
-    pipeline = control_pipeline(base, parts, [silenced(nets)], scheduler)
+    pipeline = control_pipeline(base, parts, [silenced(nets)], trial.scheduler)
     models = {
         "base": {"name": question.base, "sha256": weights_sha256(base.folder)},
         "controlnet": {"name": question.controlnet, "sha256": weights_sha256(net.folder)},
@@ -152,26 +179,51 @@ def evaluate(
         "versions": library_versions(),
     }
     reader = Reader(Geometry(base.native_size), judge)
-    easel = Easel(pipeline, question, models, out)
-    cases, mine = [], processes.slice(list(range(len(rows))))
+    easel = Easel(pipeline, question, models, base.native_size, out)
+    cases, shown, mine = [], [], processes.slice(list(range(len(rows))))
     progress(0, len(mine))
     for done, number in enumerate(mine):
         picture, control_map = reader.read(rows[number])
         other_picture, other_map = reader.read(rows[(number + 1) % len(rows)])
         painted = {
-            "control": easel.paint(number, rows[number], control_map, question.weight),
-            "silent": easel.paint(number, rows[number], control_map, 0.0),
+            "control": easel.paint(number, rows[number], control_map),
+            "no_control": easel.paint(number, rows[number], None),
             "vae": easel.through_vae(picture),
             "real": picture,
         }
-        scores = {row: judge.score(made, control_map, picture) for row, made in painted.items()}
-        scores["chance"] = judge.score(painted["control"], other_map, other_picture)
-        known = {row: round(score, 6) for row, score in scores.items() if score is not None}
-        files = {row: easel.name(number, weight) for row, weight in (("control", question.weight), ("silent", 0.0))}
-        cases.append(Case(number, rows[number].content, rows[number].caption, known, files))
+        seen = {row: judge.measure(made, control_map, picture) for row, made in painted.items()}
+        seen["chance"] = judge.measure(painted["control"], other_map, other_picture)
+        files = {row: easel.names[number, row] for row in ("control", "no_control")}
+        cases.append(Case.of(number, rows[number], judge, seen, files, number))
+        shown.append(seen)
         progress(done + 1, len(mine))
-    cases = processes.gather(cases)
-    answer = Answer(
+    return conclude(question, judge, models, cases, shown, processes), Seen(rows, reader, out)
+
+
+def questioned_rows(question: Question, condition: str, say: Callable[[str], None], processes: Processes) -> list[Row]:
+    """The rows that are asked about, with their maps."""
+    rows = read_datasets(question.data, condition, say=say, processes=processes)
+    if question.held_out is not None:
+        rows = [row for row in rows if held_out(row.content, question.held_out)]
+    rows = rows[: question.num]
+    if len(rows) < 2:
+        raise RequestError(f"--data {question.data}: {len(rows)} rows to look at; expected at least 2")
+    return rows
+
+
+def conclude(
+    question: Question,
+    judge: Judge,
+    models: dict[str, Any],
+    cases: list[Case],
+    shown: list[dict[str, dict[str, Any]]],
+    processes: Processes,
+) -> Answer:
+    """The answer, from this process's share of the cases and of what they show."""
+    cases, shown = processes.gather(cases), processes.gather(shown)
+    if not any(judge.metric in seen["control"] for seen in shown):
+        raise RequestError(f"--data {question.data}: {judge.metric} says something of none of the {len(cases)} rows")
+    return Answer(
         question=question,
         metric=judge.metric,
         lower_is_better=judge.lower_is_better,
@@ -181,28 +233,46 @@ def evaluate(
             "parameters": parameters_of(judge.annotator),
         },
         models=models,
-        scores=summarise(cases),
-        obedience=obedience(cases),
+        scores=summarise(judge.metrics, shown),
+        obedience=obedience(cases, judge.metric),
         cases=cases,
         processes=processes.count,
     )
-    return answer, Seen(rows, reader, out)
 
 
-def summarise(cases: list[Case]) -> dict[str, Score]:
-    """Row -> mean over the cases that have it."""
-    values = {row: [case.scores[row] for case in cases if row in case.scores] for row in ROWS}
-    return {row: Score.of_values(each) for row, each in values.items() if each}
+def scores_of(metrics: Sequence[Metric], seen: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Metric -> row -> score of one picture, from row -> metric -> what it shows."""
+    scores: dict[str, dict[str, float]] = {}
+    for metric in metrics:
+        for row, shown in seen.items():
+            if metric.name in shown and (value := metric.over([shown[metric.name]])) is not None:
+                scores.setdefault(metric.name, {})[row] = round(value, 6)
+    return scores
 
 
-def obedience(cases: list[Case]) -> Score | None:
-    """(control - silent) / (vae - silent), over the cases that have all three; None where the autoencoder leaves
-    nothing between the two."""
-    whole = [case.scores for case in cases if {"control", "silent", "vae"} <= case.scores.keys()]
+def summarise(metrics: Sequence[Metric], shown: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Score]]:
+    """Metric -> row -> score over the pictures that show something by it."""
+    scores: dict[str, dict[str, Score]] = {}
+    for metric in metrics:
+        for row in ROWS:
+            values = [seen[row][metric.name] for seen in shown if metric.name in seen.get(row, {})]
+            if not values:
+                continue
+            score = Score.of_pool(values, metric.pool) if metric.pool else Score.of_values(values)
+            if score is not None:
+                scores.setdefault(metric.name, {})[row] = score
+    return scores
+
+
+def obedience(cases: list[Case], metric: str) -> Score | None:
+    """(control - no_control) / (vae - no_control), over the cases that have all three; None where the autoencoder
+    leaves nothing between the two."""
+    ends = ("control", "no_control", "vae")
+    whole = [scores for case in cases if set(ends) <= (scores := case.scores.get(metric, {})).keys()]
     if len(whole) < 2:
         return None
-    control, silent, vae = (np.array([each[row] for each in whole]) for row in ("control", "silent", "vae"))
-    return paired_share(control - silent, vae - silent)
+    control, without, vae = (np.array([each[row] for each in whole]) for row in ends)
+    return paired_share(control - without, vae - without)
 
 
 @dataclass(frozen=True)
@@ -229,33 +299,41 @@ class Seen:
     reader: Reader
     out: Path
 
-    def __call__(self, case: Case) -> list[Picture]:
-        """The map, what was painted, what is read from that, what was painted without control, and the real picture."""
+    def __call__(self, case: Case) -> dict[str, Picture]:
         real, wanted = self.reader.read(self.rows[case.number])
-        painted, silent = (read_picture(self.out / case.files[name]) for name in ("control", "silent"))
-        return [wanted, painted, self.reader.judge.annotator(painted), silent, real]
+        painted, without = (read_picture(self.out / case.files[name]) for name in ("control", "no_control"))
+        read = self.reader.judge.annotator(painted)
+        return {"map": wanted, "painted": painted, "read from it": read, "without control": without, "real": real}
 
 
 class Easel:
-    """Paints, and finds again what was painted under the same settings."""
+    """Paints, and finds again what was painted under the same settings, by whatever question."""
 
-    def __init__(self, pipeline: Any, question: Question, models: dict[str, Any], out: Path) -> None:
-        self.pipeline, self.question, self.models, self.out = pipeline, question, models, out
+    def __init__(self, pipeline: Any, question: Question, models: dict[str, Any], side: int, out: Path) -> None:
+        self.pipeline, self.question, self.models, self.side, self.out = pipeline, question, models, side, out
+        self.names: dict[tuple[int, str], str] = {}  # number and row of the report -> file
 
-    def name(self, number: int, weight: float) -> str:
-        return f"{PICTURES}/{number:06d}.{'silent' if weight == 0 else 'control'}.png"
-
-    def paint(self, number: int, row: Row, control_map: Picture, weight: float) -> Picture:
-        path = self.out / self.name(number, weight)
+    def paint(self, number: int, row: Row, control_map: Picture | None) -> Picture:
+        """Under the map; without one the base alone, which is the same for every ControlNet."""
         question = self.question
         settings = {
-            **self.models,
-            **{"prompt": row.caption, "picture": row.content, "map": _digest(control_map), "weight": weight},
+            **{name: value for name, value in self.models.items() if control_map is not None or name != "controlnet"},
+            **{"prompt": row.caption, "picture": row.content},
             **{name: getattr(question, name) for name in ("sampler", "steps", "cfg")},
             "seed": question.seed + number,
         }
+        weight = 0.0
+        if control_map is not None:
+            weight = question.weight
+            settings |= {"map": _digest(control_map), "weight": weight}
+        which = "no_control" if control_map is None else "control"
+        name = f"{PICTURES}/{number:06d}.{which}.{sha256(json.dumps(settings).encode()).hexdigest()[:8]}.png"
+        self.names[number, which] = name
+        path = self.out / name
         if path.exists() and _same(path, settings):
             return read_picture(path)
+        if control_map is None:
+            control_map = np.zeros((self.side, self.side, 3), np.uint8)  # of weight 0: it says the size alone
         import torch
         from PIL import Image
 
@@ -297,6 +375,4 @@ def _same(path: Path, settings: dict[str, Any]) -> bool:
 
 
 def _digest(control_map: Picture) -> str:
-    from hashlib import sha256
-
     return sha256(control_map.tobytes()).hexdigest()

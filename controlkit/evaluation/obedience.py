@@ -1,8 +1,5 @@
-"""Does a picture follow its map? It is annotated again, and what comes out is compared with what went in.
-
-    canny, lineart, mlsd, scribble, softedge   F1 of the edge pixels, met within one pixel     1 is best
-    depth                                      root mean square error in shares of the range   0 is best
-    pose                                       share of the joints that are found (PCK)        1 is best
+"""Does a picture follow its map? It is annotated again, and what comes out is compared with what went in: as maps
+(`metrics.py`), poses as points (`pose_metrics.py`).
 
 Which annotator reads the pictures is told by the map, if it was made here, else it is one of its type that works here.
 """
@@ -10,6 +7,7 @@ Which annotator reads the pictures is told by the map, if it was made here, else
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,56 +16,21 @@ from annotators import ANNOTATORS, MissingWeights
 from controlkit.data.check import LINES
 from controlkit.data.geometry import fit_map
 from controlkit.data.ledger import read_entry
+from controlkit.errors import RequestError
+from controlkit.evaluation.metrics import Metric, edge_f1, map_metrics
+from controlkit.evaluation.pose_metrics import NEAR, average_precision, matches, share_found
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from annotators.contract import Image
-    from annotators.keypoints import People, Points
+    from controlkit.data.rows import Row
+SCORED = sorted([*LINES, "depth", "pose", "segmentation"])
 
-NEAR = 0.1
-"""Of the longer side of a person: so close to its place a joint is found."""
-
-
-def edge_f1(found: Image, wanted: Image, tolerance: int = 1) -> float:
-    """Harmonic mean of precision and recall over the pixels brighter than half, each met if the other map has one at
-    most `tolerance` pixels away along each axis. Two maps without an edge agree."""
-    import cv2
-
-    one, other = (each.max(axis=2) >= 128 for each in (found, wanted))
-    if not one.any() or not other.any():
-        return float(one.any() == other.any())
-    reach = np.ones((2 * tolerance + 1, 2 * tolerance + 1), np.uint8)
-    near_one, near_other = (cv2.dilate(each.astype(np.uint8), reach) > 0 for each in (one, other))
-    precision, recall = near_other[one].mean(), near_one[other].mean()
-    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
-
-
-def depth_rmse(found: Image, wanted: Image) -> float:
-    """In shares of the range from 0 to 255."""
-    return float(np.sqrt(np.square((found.astype(np.float64) - wanted) / 255).mean()))
-
-
-def joints_found(made: People, true: People) -> list[bool]:
-    """For each joint that can be seen whether it was found: each person by the one whose joints are nearest to its,
-    each of those for one person."""
-    left = list(made.persons)
-    hits: list[bool] = []
-    for person in true.persons:
-        seen = person.body[:, 2] > 0
-        if not seen.any():
-            continue
-        places = person.body[seen, :2]
-        reach = NEAR * np.ptp(places, axis=0).max() if len(places) > 1 else 1.0
-        distances = [_distances(each.body[seen], places) for each in left]
-        if not distances:
-            hits += [False] * len(places)
-            continue
-        best = int(np.argmin([np.minimum(each, 10 * reach).mean() for each in distances]))
-        hits += (distances[best] <= reach).tolist()
-        left.pop(best)
-    return hits
+POSE_METRICS = (
+    Metric(f"pose_pck_{NEAR:g}", share_found),
+    Metric("pose_oks_ap", matches, pool=average_precision),
+)
 
 
 @dataclass(frozen=True)
@@ -77,24 +40,35 @@ class Judge:
     annotator: Any
 
     @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The leading one first."""
+        return POSE_METRICS if self.annotator.type == "pose" else map_metrics(self.annotator.type)
+
+    @property
     def metric(self) -> str:
-        if self.annotator.type == "depth":
-            return "depth_rmse"
-        return f"pose_pck_{NEAR:g}" if self.annotator.type == "pose" else f"{self.annotator.type}_f1_1px"
+        return self.metrics[0].name
 
     @property
     def lower_is_better(self) -> bool:
-        return bool(self.annotator.type == "depth")
+        return self.metrics[0].lower_is_better
+
+    def measure(self, made: Image, control: Image, picture: Image | None) -> dict[str, Any]:
+        """What a picture made under `control` shows by each metric that says something of it. Poses are compared with
+        those that are read in the real `picture`."""
+        if self.annotator.type != "pose":
+            found = self.annotator(made)
+            wanted = self._fitted(control, found)
+        elif picture is None:
+            return {}
+        else:
+            found, wanted = self.annotator.keypoints(made), self.annotator.keypoints(picture)
+        shown = {metric.name: metric.measure(found, wanted) for metric in self.metrics}
+        return {name: value for name, value in shown.items() if value is not None}
 
     def score(self, made: Image, control: Image, picture: Image | None) -> float | None:
-        """Of a picture made under `control`. Poses are compared as points with those read in the real `picture`; None
-        where there is none, or nobody in it."""
-        if self.annotator.type != "pose":
-            return self._compare(self.annotator(made), control)
-        if picture is None:
-            return None
-        hits = joints_found(self.annotator.keypoints(made), self.annotator.keypoints(picture))
-        return sum(hits) / len(hits) if hits else None
+        """By the leading metric; None where it says nothing."""
+        shown = self.measure(made, control, picture)
+        return self.metrics[0].over([shown[self.metric]]) if self.metric in shown else None
 
     def on_real_pictures(self, pairs: Sequence[tuple[Image, Image]]) -> tuple[float, float]:
         """How well pictures that are known to follow their maps do so, compared as maps, and how well they follow the
@@ -106,9 +80,15 @@ class Judge:
         return float(np.mean(own)), float(np.mean(chance))
 
     def _compare(self, found: Image, wanted: Image) -> float:
+        """As maps, poses too."""
+        first, *_ = map_metrics(self.annotator.type) or (Metric("pose_f1_1px", edge_f1),)
+        value = first.over([first.measure(found, self._fitted(wanted, found))])
+        assert value is not None, f"{first.name} says something of any two maps"
+        return value
+
+    def _fitted(self, wanted: Image, found: Image) -> Image:
         """The map of another picture, which tells chance, may have another size."""
-        wanted = fit_map(wanted, (found.shape[1], found.shape[0]), self.annotator.values)
-        return depth_rmse(found, wanted) if self.annotator.type == "depth" else edge_f1(found, wanted)
+        return fit_map(wanted, (found.shape[1], found.shape[0]), self.annotator.values)
 
 
 def find_judge(condition: str, control: Path | None = None) -> Judge | str:
@@ -116,8 +96,8 @@ def find_judge(condition: str, control: Path | None = None) -> Judge | str:
 
     Nothing is downloaded for it.
     """
-    if condition not in LINES and condition not in ("depth", "pose"):
-        return f"there is no score for {condition}: known for {', '.join(sorted([*LINES, 'depth', 'pose']))}"
+    if condition not in SCORED:
+        return f"there is no score for {condition}: known for {', '.join(SCORED)}"
     entry = read_entry(control) if control else None
     made_by = entry.backend or ANNOTATORS.backends(condition)[0] if entry and condition in entry.versions else None
     usual = ANNOTATORS.backends(condition)
@@ -138,7 +118,10 @@ def find_judge(condition: str, control: Path | None = None) -> Judge | str:
     return f"no annotator of {condition} works here: {reasons[0]}"
 
 
-def _distances(found: Points, places: Points) -> Points:
-    """Infinite where nothing was found."""
-    distances: Points = np.linalg.norm(found[:, :2] - places, axis=1)
-    return np.where(found[:, 2] > 0, distances, np.inf)
+def judge_of_rows(asked: str, condition: str, rows: Sequence[Row]) -> Judge:
+    """The judge of rows that have maps, refused in one line if there is none; `asked` names what asks for it."""
+    control = rows[0].control
+    judge = find_judge(condition, control if isinstance(control, Path) else None)
+    if isinstance(judge, str):
+        raise RequestError(f"{asked}: {judge}")
+    return judge

@@ -1,19 +1,21 @@
-"""The report of an evaluation: scores.json, and one HTML page that opens from the disk with nothing beside it.
+"""The report of an evaluation, and one HTML page that opens from the disk with nothing beside it.
+
+    scores.json    metric -> row -> mean, low, high, n; what other programs read
+    report.json    the question, who judged, what painted, and each picture's scores
 
 The page shows the worst pictures first: the best ones look well under any ControlNet.
 """
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controlkit.evaluation.scores import Score, difference
+from controlkit.evaluation.page import data_uri, html_page, interval, verdict
+from controlkit.evaluation.scores import difference
 from controlkit.files import atomic_write_text
 
 if TYPE_CHECKING:
@@ -23,44 +25,48 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from controlkit.evaluation.evaluate import Answer, Case
+    from controlkit.evaluation.scores import Score
 
     Picture = NDArray[np.uint8]
+
+SCORES, REPORT = "scores.json", "report.json"
 
 SHOWN = 48
 """Rows of pictures on the page: from the worst to the best, evenly."""
 
-_WIDEST = 256  # pixels of a picture on the page
 _BINS = 24
 
 _MEANING = {
     "control": "painted under control",
-    "silent": "the same prompts and noise without control",
+    "no_control": "the same prompts and noise without control",
     "chance": "what was painted, held against another row's map",
     "vae": "real pictures through the base's autoencoder: the best that it could paint",
     "real": "real pictures: the best that this annotator can see",
 }
 
-_COLUMNS = ("map", "painted", "read from it", "both", "without control", "real")
 
-
-def write_report(answer: Answer, pictures: Callable[[Case], list[Picture]], out: Path) -> Path:
-    """`scores.json` and `index.html`; the path of the page."""
-    atomic_write_text(out / "scores.json", json.dumps(answer.to_json(), indent=1, default=str) + "\n")
+def write_report(answer: Answer, pictures: Callable[[Case], dict[str, Picture]], out: Path) -> Path:
+    """All three files; the path of the page."""
+    report = answer.to_json()
+    atomic_write_text(out / SCORES, json.dumps(report["scores"], indent=1) + "\n")
+    atomic_write_text(out / REPORT, json.dumps(report, indent=1, default=str) + "\n")
     page = out / "index.html"
     atomic_write_text(page, render(answer, pictures))
     return page
 
 
-def render(answer: Answer, pictures: Callable[[Case], list[Picture]]) -> str:
-    """The page. `pictures` of a case: map, painted, read from it, painted without control, real."""
+def render(answer: Answer, pictures: Callable[[Case], dict[str, Picture]]) -> str:
+    """The page. `pictures` are those of a case by name, among them `map` and `read from it`."""
     question = answer.question
     kind = answer.judge
     ranked = worst_first(answer)
-    title = f"Does {html.escape(question.controlnet)} obey?"
-    settings = (
-        f"{len(answer.cases)} rows of {question.data} · base {question.base} · {question.sampler}, "
-        f"{question.steps} steps, cfg {question.cfg:g}, weight {question.weight:g}, seeds from {question.seed}"
-    )
+    title = f"Does {html.escape(question.controlnet or question.pictures or '')} obey?"
+    settings = f"{len(answer.cases)} rows of {question.data}"
+    if question.controlnet:
+        settings += (
+            f" · base {question.base} · {question.sampler}, {question.steps} steps, cfg {question.cfg:g}, "
+            f"weight {question.weight:g}, seeds from {question.seed}"
+        )
     reading = (
         f"{answer.metric}, {'lower' if answer.lower_is_better else 'higher'} is better · read by {kind['type']}"
         f"={kind['backend']} {json.dumps(kind['parameters'])}"
@@ -68,14 +74,11 @@ def render(answer: Answer, pictures: Callable[[Case], list[Picture]]) -> str:
     shown = (
         ranked if len(ranked) <= SHOWN else [ranked[place * (len(ranked) - 1) // (SHOWN - 1)] for place in range(SHOWN)]
     )
-    heads = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-    sheet = "\n".join(_row(case, pictures(case)) for case in shown)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{_STYLE}</style></head><body><main>
-<h1>{title}</h1>
-{_verdict(answer)}
+    seen = {case.place: _with_overlay(pictures(case)) for case in shown}
+    heads = "".join(f"<th>{name}</th>" for name in seen[shown[0].place])
+    sheet = "\n".join(_row(case, case.scores[answer.metric]["control"], seen[case.place]) for case in shown)
+    body = f"""<h1>{title}</h1>
+{verdict(answer.obedience)}
 <p class="facts">{html.escape(settings)}<br>{html.escape(reading)}</p>
 <h2>Scores</h2>
 {_table(answer)}
@@ -87,16 +90,14 @@ read from the picture is cyan, and white where they meet.</p>
 <div class="scroll"><table class="sheet"><thead><tr><th>score</th>{heads}</tr></thead>
 <tbody>
 {sheet}
-</tbody></table></div>
-</main></body></html>
-"""
+</tbody></table></div>"""
+    return html_page(title, body)
 
 
 def worst_first(answer: Answer) -> list[Case]:
     sign = -1 if answer.lower_is_better else 1
-    return sorted(
-        (case for case in answer.cases if "control" in case.scores), key=lambda case: sign * case.scores["control"]
-    )
+    scored = [case for case in answer.cases if "control" in case.scores.get(answer.metric, {})]
+    return sorted(scored, key=lambda case: sign * case.scores[answer.metric]["control"])
 
 
 def overlay(wanted: Picture, found: Picture) -> Picture:
@@ -106,11 +107,15 @@ def overlay(wanted: Picture, found: Picture) -> Picture:
 
 
 def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Two scores.json: the difference over the rows that both painted, and whether it is more than noise."""
+    """Two report.json: how far the leading metric differs over the rows that both painted, and whether that is more
+    than noise."""
     if one["metric"] != other["metric"] or one["judge"] != other["judge"]:
         raise ValueError(f"{one['metric']} and {other['metric']}, or read in other ways: expected one measure for both")
     mine, theirs = (
-        {(case["content"], case["number"]): case["scores"].get("control") for case in report["cases"]}
+        {
+            (case["content"], case["number"]): case["scores"].get(report["metric"], {}).get("control")
+            for case in report["cases"]
+        }
         for report in (one, other)
     )
     both = [key for key in mine if mine[key] is not None and theirs.get(key) is not None]
@@ -124,30 +129,27 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return {"metric": one["metric"], "difference": found, "better": (0 if first_is_better else 1) if sure else None}
 
 
-def _verdict(answer: Answer) -> str:
-    if answer.obedience is None:
-        return ""
-    share = answer.obedience
-    return (
-        f'<p class="verdict"><b>{share.mean:.0%}</b> of the way from no control to the best that this base could paint '
-        f'<span class="interval">({_interval(share, percent=True)})</span></p>'
-    )
-
-
 def _table(answer: Answer) -> str:
+    """A column a metric, the leading one first; below each figure its interval."""
     rows = "".join(
-        f"<tr><th>{name}<small>{_MEANING[name]}</small></th>"
-        f"<td class='number'>{score.mean:.4f}</td><td class='number'>{_interval(score)}</td>"
-        f"<td class='number'>{score.n}</td></tr>"
-        for name, score in answer.scores.items()
+        f"<tr><th>{row}<small>{meaning}</small></th>{''.join(map(_cell, each))}</tr>"
+        for row, meaning in _MEANING.items()
+        if any(each := [scores.get(row) for scores in answer.scores.values()])
     )
-    head = f"<tr><th></th><th>{answer.metric}</th><th>95 %</th><th>n</th></tr>"
+    head = "<tr><th></th>" + "".join(f"<th class='number'>{metric}</th>" for metric in answer.scores) + "</tr>"
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return "<td></td>"
+    return f"<td class='number'>{score.mean:.4f}<small>{interval(score)}, n {score.n}</small></td>"
 
 
 def _histogram(answer: Answer) -> str:
     """How many pictures have which score, with control and without."""
-    values = {row: [case.scores[row] for case in answer.cases if row in case.scores] for row in ("silent", "control")}
+    scores = [case.scores.get(answer.metric, {}) for case in answer.cases]
+    values = {row: [each[row] for each in scores if row in each] for row in ("no_control", "control")}
     every = [value for each in values.values() for value in each]
     if not every:
         return ""
@@ -165,63 +167,24 @@ def _histogram(answer: Answer) -> str:
         f'<text x="{x}" y="198" text-anchor="{anchor}">{value:.2f}</text>'
         for x, value, anchor in ((0, low, "start"), (360, (low + high) / 2, "middle"), (720, high, "end"))
     )
-    legend = '<p class="legend"><i class="control"></i> under control <i class="silent"></i> without</p>'
+    legend = '<p class="legend"><i class="control"></i> under control <i class="no_control"></i> without</p>'
     return f'<svg viewBox="0 0 720 204" role="img" aria-label="histogram of the scores">{bars}{ticks}</svg>{legend}'
 
 
-def _row(case: Case, pictures: list[Picture]) -> str:
-    wanted, painted, found, silent, real = pictures
-    pictures = [wanted, painted, found, overlay(wanted, found), silent, real]
-    cells = "".join(
-        f'<td><img alt="{name}" src="{_data_uri(picture)}"></td>'
-        for name, picture in zip(_COLUMNS, pictures, strict=True)
-    )
+def _with_overlay(pictures: dict[str, Picture]) -> dict[str, Picture]:
+    """Behind what was read, the map and that on each other."""
+    made: dict[str, Picture] = {}
+    for name, picture in pictures.items():
+        made[name] = picture
+        if name == "read from it":
+            made["both"] = overlay(pictures["map"], picture)
+    return made
+
+
+def _row(case: Case, score: float, pictures: dict[str, Picture]) -> str:
+    cells = "".join(f'<td><img alt="{name}" src="{data_uri(picture)}"></td>' for name, picture in pictures.items())
     prompt = html.escape(case.prompt)
     return (
-        f"<tr><th>{case.scores['control']:.3f}<small>row {case.number}</small></th>{cells}</tr>"
-        f'<tr class="prompt"><td></td><td colspan="{len(_COLUMNS)}">{prompt}</td></tr>'
+        f"<tr><th>{score:.3f}<small>row {case.number}</small></th>{cells}</tr>"
+        f'<tr class="prompt"><td></td><td colspan="{len(pictures)}">{prompt}</td></tr>'
     )
-
-
-def _data_uri(picture: Picture) -> str:
-    from PIL import Image
-
-    image = Image.fromarray(picture)
-    image.thumbnail((_WIDEST, _WIDEST))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _interval(score: Score, *, percent: bool = False) -> str:
-    if score.low is None or score.high is None:
-        return ""
-    return f"{score.low:.0%} to {score.high:.0%}" if percent else f"{score.low:.4f} to {score.high:.4f}"
-
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #22262e; --faint: #6a7079; --line: #dfe3e8; --page: #fff; --control: #1f63b5;
-        --silent: #b9bec6; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8ec; --faint: #9aa1ab; --line: #363b44; --page: #16181c; --control: #6ea8f0; --silent: #5a616c; } }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.verdict { font-size: 1.15rem; } .verdict b { font-size: 2rem; }
-.facts, .interval, small, .prompt td { color: var(--faint); }
-th small { display: block; font-weight: 400; }
-.facts { font-size: .9rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: middle; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.sheet td, .sheet th { border: 0; padding: .2rem; }
-.sheet thead th { font-weight: 500; color: var(--faint); font-size: .85rem; }
-.sheet img { width: 8.5rem; min-width: 6rem; display: block; image-rendering: pixelated; background: #888; }
-.prompt td { font-size: .85rem; padding-bottom: .9rem; }
-svg { width: 100%; max-width: 45rem; display: block; } svg text { fill: var(--faint); font-size: 12px; }
-rect.control, i.control { fill: var(--control); background: var(--control); opacity: .8; }
-rect.silent, i.silent { fill: var(--silent); background: var(--silent); }
-.legend i { display: inline-block; width: .8rem; height: .8rem; margin: 0 .2rem 0 .8rem; }
-"""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import ArrayLike
 
 _Z = 1.959963984540054  # of the normal distribution, 95 % on both sides
 _RESAMPLES = 2000
+_POOLED_RESAMPLES = 300  # of figures that take longer than a mean
 _MEANINGLESS = 0.025  # share of the draws
 
 
@@ -48,6 +49,21 @@ class Score:
         means = [each[random.integers(each.size, size=each.size)].mean() for _ in range(_RESAMPLES)]
         low, high = np.percentile(means, [2.5, 97.5])
         return Score(float(each.mean()), float(low), float(high), each.size)
+
+    @staticmethod
+    def of_pool(shown: Sequence[Any], pool: Callable[[Sequence[Any]], float | None]) -> Score | None:
+        """A figure that many pictures have together and none alone; bootstrap over the pictures. None where they have
+        none."""
+        value = pool(shown)
+        if value is None:
+            return None
+        random, draws = np.random.default_rng(0), []
+        for _ in range(_POOLED_RESAMPLES):
+            drawn = pool([shown[place] for place in random.integers(len(shown), size=len(shown))])
+            if drawn is not None:
+                draws.append(drawn)
+        low, high = np.percentile(draws, [2.5, 97.5])
+        return Score(value, float(low), float(high), len(shown))
 
 
 def paired_share(parts: ArrayLike, wholes: ArrayLike) -> Score | None:

@@ -15,9 +15,11 @@ from controlkit.generation.limits import refuse_what_cannot_be
 from controlkit.generation.pace import Pace
 from controlkit.generation.pipelines import load_parts
 from controlkit.generation.plan import make_plan
+from controlkit.generation.prompts import prompt_arguments
 from controlkit.generation.record import made_maps, record
 from controlkit.generation.tasks import pipeline_and_arguments, seams
 from controlkit.models.formats.embeddings import add_embeddings
+from controlkit.models.formats.hypernetworks import add_hypernetworks
 from controlkit.models.formats.lora import apply_loras
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Models:
-    """The loaded networks of a plan, LoRAs and embeddings added."""
+    """The loaded networks of a plan, LoRAs, hypernetworks and embeddings added."""
 
     parts: dict[str, Any]
     nets: list[Any]
@@ -74,6 +76,7 @@ def load_models(plan: Plan, *, device: torch.device | str, dtype: torch.dtype) -
     nets = [net.load(torch_dtype=dtype).to(device).eval() for net in plan.nets]
     parts = load_parts(plan.base, dtype=dtype, device=device, vae=plan.vae)
     apply_loras(parts, plan.loras)
+    add_hypernetworks(parts["unet"], plan.hypernetworks)
     add_embeddings(parts, plan.embeddings)
     return Models(parts, nets)
 
@@ -98,6 +101,7 @@ def paint(
     tiled = execution.tiles(plan.size, say)
     pipeline, arguments = pipeline_and_arguments(plan, models.parts, models.nets)
     execution.apply(pipeline, device, tiled=tiled, say=say)
+    arguments |= prompt_arguments(plan, pipeline)
     previews = execution.watch(pipeline, request.walked_steps, execution.find_preview_vae(plan.base), device)
     settings = record(plan, device=device, dtype=models.parts["unet"].dtype, execution=execution)
     wanted = request.seeds if seeds is None else seeds

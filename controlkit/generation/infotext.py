@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from controlkit.generation.prompt_syntax import escaped
+
 PARAMETERS = "parameters"
 """The name of the PNG text."""
 
@@ -42,10 +44,17 @@ _MODES = {
 
 def infotext(settings: dict[str, Any]) -> str:
     """The text for the settings of `record`, a seed among them."""
-    loras = "".join(f" <lora:{Path(lora['file']).stem}:{lora['weight']:g}>" for lora in settings["loras"])
-    lines = [f"{settings['prompt']}{loras}"]
-    if settings["negative"]:
-        lines.append(f"Negative prompt: {settings['negative']}")
+    files = "".join(
+        f" <{kind}:{Path(each['file']).stem}:{each['weight']:g}>"
+        for kind, name in (("lora", "loras"), ("hypernet", "hypernetworks"))
+        for each in settings[name]
+    )
+    prompt, negative = (
+        escaped(settings[name]) if settings["plain_prompt"] else settings[name] for name in ("prompt", "negative")
+    )
+    lines = [f"{prompt}{files}"]
+    if negative:
+        lines.append(f"Negative prompt: {negative}")
     return "\n".join([*lines, _joined(_fields(settings))])
 
 

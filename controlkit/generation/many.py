@@ -104,11 +104,9 @@ def paint_many(
 
 def models_of(request: Request) -> Any:
     """What decides the loaded models and their order: requests that agree in it share them."""
-    types = tuple(control.type for control in request.controls)  # nets may pair by type
-    if not request.controlnets:  # and are then chosen by what the maps say of themselves
-        types = tuple(type_of(control) for control in request.controls)
+    types = tuple(type_of(control) for control in request.controls)  # by which nets are chosen or paired
     texts = (request.base, request.prediction, request.tokenizer, request.vae)
-    return texts, request.loras, request.embeddings, request.controlnets, types
+    return texts, request.loras, request.hypernetworks, request.embeddings, request.controlnets, types
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

@@ -13,10 +13,12 @@ from controlkit.generation.request import (
     Request,
     parse_controls,
     parse_outpaint,
+    parse_shares,
     parse_size,
-    parse_window,
 )
 from controlkit.generation.ways import REPAINT, complete
+from controlkit.models.bases import DEFAULT_BASE, usual_cfg
+from controlkit.models.formats.hypernetworks import Hypernetwork
 from controlkit.models.formats.lora import Lora
 
 if TYPE_CHECKING:
@@ -62,16 +64,19 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "strength": ("strength", _number),
     "prompt": ("prompt", _text),
     "negative": ("negative", _text),
+    "plain-prompt": ("plain_prompt", _switch),
     "base": ("base", _text),
     "prediction": ("prediction", _text),
     "tokenizer": ("tokenizer", _text),
     "lora": ("loras", lambda value: tuple(Lora.parse(text) for text in _texts(value))),
+    "hypernetwork": ("hypernetworks", lambda value: tuple(Hypernetwork.parse(text) for text in _texts(value))),
     "embedding": ("embeddings", lambda value: tuple(Path(text) for text in _texts(value))),
     "vae": ("vae", _text),
     "sampler": ("sampler", _text),
     "eta": ("eta", _number),
     "steps": ("steps", _whole),
     "cfg": ("cfg", _number),
+    "cfg-interval": ("cfg_interval", lambda value: parse_shares(_text(value), "cfg-interval", "steps")),
     "cfg-rescale": ("cfg_rescale", _number),
     "clip-skip": ("clip_skip", _whole),
     "seed": ("seed", _whole),
@@ -82,7 +87,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "annotate": ("annotate", _switch),
     "control-half": ("control_half", _switch),
 }
-_OF_CONTROLS = ("control", "control-mode")
+_OF_CONTROLS = ("control", "control-mode", "control-mask", "control-layers")
 
 # Option -> (field of the mask, how its value is read).
 _OF_MASK: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -95,7 +100,7 @@ _OF_MASK: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "only-masked": ("only_masked", _whole),
     "jump-length": ("jump", _whole),
     "jump-samples": ("samples", _whole),
-    "jump-window": ("window", lambda value: parse_window(_text(value))),
+    "jump-window": ("window", lambda value: parse_shares(_text(value), "jump-window", "noise")),
 }
 _OF_REPAINT = ("jump-length", "jump-samples", "jump-window")
 OPTIONS = (*_OF_CONTROLS, *_OF_MASK, *_FIELDS)
@@ -108,6 +113,7 @@ def request_of(options: Mapping[str, Any]) -> Request:
     of_mask: dict[str, Any] = {}
     if given.get("mask") or given.get("outpaint"):
         given = _of_masked(given)
+    given = {"cfg": usual_cfg(given.get("base", DEFAULT_BASE)), **given}
     for name, value in given.items():
         if name not in OPTIONS:
             raise RequestError(f"unknown option {name!r}: {known(name, OPTIONS)}")
@@ -122,11 +128,7 @@ def request_of(options: Mapping[str, Any]) -> Request:
                 fields[field] = read(value)
         except TypeError as expected:
             raise RequestError(f"{name}={value!r}: expected {expected}") from None
-    controls, modes = (_texts(given.get(name, ())) for name in _OF_CONTROLS)
-    if controls and not given.get("controlnet"):
-        raise RequestError(
-            "no ControlNet is given; expected --controlnet FOLDER, e.g. --controlnet runs/circles/controlnet"
-        )
+    controls = parse_controls(*(_texts(given.get(name, ())) for name in _OF_CONTROLS))
     of_mask = {field: value for field, value in of_mask.items() if value is not False}
     if of_mask and not {"file", "outpaint"} & set(of_mask):
         raise RequestError(
@@ -135,7 +137,7 @@ def request_of(options: Mapping[str, Any]) -> Request:
         )
     if of_mask:
         fields["mask"] = Mask(**{"file": None, **of_mask})
-    return Request(controls=parse_controls(controls, modes), **fields)
+    return Request(controls=controls, **fields)
 
 
 def _of_masked(given: dict[str, Any]) -> dict[str, Any]:

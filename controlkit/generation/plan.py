@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +23,17 @@ from controlkit.generation.controls import (
     type_of,
 )
 from controlkit.generation.inpainting import Canvas
+from controlkit.generation.interval import WHOLE
 from controlkit.generation.masks import read_mask
 from controlkit.generation.pipelines import need_latent_channels
+from controlkit.generation.prompt_chunks import check_length
+from controlkit.generation.residuals import layer_weights, residual_count
 from controlkit.generation.ways import MODEL, REPAINT, check_way, fills_holes
 from controlkit.generation.windows import extend
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import embedded_for, find_controlnet
 from controlkit.models.formats.embeddings import find_embeddings, say_unused
+from controlkit.models.formats.hypernetworks import find_hypernetworks
 from controlkit.models.formats.lora import plan_loras
 from controlkit.models.formats.vae_file import find_vae
 from controlkit.models.inpaint_hint import INPAINT
@@ -43,12 +47,13 @@ if TYPE_CHECKING:
     from controlkit.models.bases import Base
     from controlkit.models.controlnets import ControlNet
     from controlkit.models.formats.embeddings import Embedding
+    from controlkit.models.formats.hypernetworks import Found
     from controlkit.models.formats.vae_file import Vae
 
 
 @dataclass(frozen=True)
-class StartingPicture:
-    """What img2img starts from: pixels at the size of the picture, and the hash of the file they came from."""
+class FittedPicture:
+    """Pixels at the size of the picture, and the hash of the file they came from."""
 
     pixels: NDArray[np.uint8]
     file_sha256: str
@@ -56,8 +61,8 @@ class StartingPicture:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a request asks for, found and checked. `maps`, `fitted` and `controlnets` pair by position; `filler` is the
-    ControlNet that reads the picture with its hole."""
+    """What a request asks for, found and checked. `maps`, `fitted`, `regions`, `layers` and `controlnets` pair by
+    position; `filler` is the ControlNet that reads the picture with its hole."""
 
     request: Request
     base: Base
@@ -65,9 +70,12 @@ class Plan:
     filler: ControlNet | None
     maps: list[Map]
     fitted: list[NDArray[np.uint8]]  # the maps at the size of the picture
-    start: StartingPicture | None
+    regions: list[FittedPicture | None]  # where each control holds
+    layers: list[list[float] | None]  # how much each residual of each control counts
+    start: FittedPicture | None  # what img2img starts from
     canvas: Canvas | None  # what is painted of a picture under a mask
     loras: Any
+    hypernetworks: list[Found]
     embeddings: list[Embedding]
     vae: Vae | None
     scheduler: Any
@@ -97,8 +105,11 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
     picture = read_picture(request.image) if request.image else None
     canvas = _canvas(request, request.mask, picture, base, say) if request.mask and picture is not None else None
     loras = plan_loras(base, request.loras, say)
+    hypernetworks = find_hypernetworks(base, request.hypernetworks)
     embeddings = find_embeddings(base, request.embeddings)
-    say_unused(embeddings, (request.prompt, request.negative), say)
+    prompt, negative = request.prompts
+    say_unused(embeddings, (prompt.text, negative.text), say)
+    check_length(base, {"prompt": prompt, "negative": negative}, embeddings, say)
     _check_guidance(request, base)
     _check_clip_skip(request, base)
     vae = find_vae(request.vae, base) if request.vae else None
@@ -111,7 +122,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         size = choose_size(request.size, Given.of("picture", picture) if picture is not None else None, base, say)
     start = None
     if request.image and picture is not None and not canvas:
-        start = StartingPicture(fit_picture(picture, request.image.name, size, say), sha256(request.image))
+        start = FittedPicture(fit_picture(picture, request.image.name, size, say), sha256(request.image))
         if request.noise_share == 1:
             say("strength 1: every step is walked, so that hardly anything of the picture stays")
     return Plan(
@@ -126,9 +137,15 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
             else fit_map(control_map, size, say, request.resize)
             for control_map in maps
         ],
+        regions=[_region(request, control, size, canvas, say) for control in request.controls],
+        layers=[
+            layer_weights(control.layers, residual_count(controlnet.config)) if control.layers else None
+            for control, controlnet in zip(request.controls, controlnets, strict=True)
+        ],
         start=start,
         canvas=canvas,
         loras=loras,
+        hypernetworks=hypernetworks,
         embeddings=embeddings,
         vae=vae,
         scheduler=scheduler,
@@ -166,8 +183,23 @@ def _canvas(request: Request, mask: Mask, picture: NDArray[np.uint8], base: Base
     return canvas
 
 
-def _on_canvas(control_map: Map, canvas: Canvas, mask: Mask) -> NDArray[np.uint8]:
-    """The part of a map that belongs to what is painted. A map of the picture before it grew stands in black."""
+def _region(
+    request: Request, control: Control, size: tuple[int, int], canvas: Canvas | None, say: Callable[[str], None]
+) -> FittedPicture | None:
+    """A control's mask at the size of the picture, brought there as its map is."""
+    if control.mask is None:
+        return None
+    mask = Map(replace(control, file=control.mask), read_picture(control.mask), None, sha256(control.mask))
+    if canvas and request.mask:
+        fitted = _on_canvas(mask, canvas, request.mask, "--control-mask")
+    else:
+        fitted = fit_map(mask, size, say, request.resize)
+    return FittedPicture(fitted, mask.file_sha256)
+
+
+def _on_canvas(control_map: Map, canvas: Canvas, mask: Mask, option: str = "--control") -> NDArray[np.uint8]:
+    """The part of a map, or of a control's mask, that belongs to what is painted. One of the picture before it grew
+    stands in black."""
     height, width = canvas.picture.shape[:2]
     pixels = control_map.pixels
     left, top, right, bottom = mask.outpaint
@@ -176,7 +208,7 @@ def _on_canvas(control_map: Map, canvas: Canvas, mask: Mask) -> NDArray[np.uint8
     found = pixels.shape[1], pixels.shape[0]
     if found != (width, height):
         raise RequestError(
-            f"--control {control_map.control.file} is {found[0]}x{found[1]}, the masked picture {width}x{height}; "
+            f"{option} {control_map.control.file} is {found[0]}x{found[1]}, the masked picture {width}x{height}; "
             f"expected a map of the picture's size"
         )
     return canvas.control(pixels, control_map.values)
@@ -188,10 +220,9 @@ def _knows_cfg(base: Base) -> bool:
 
 
 def _check_guidance(request: Request, base: Base) -> None:
-    if request.cfg_rescale and _knows_cfg(base):
-        raise RequestError(
-            f"cfg_rescale={request.cfg_rescale:g}: base {base.name!r} is distilled and guides itself; leave it out"
-        )
+    if (request.cfg_rescale or request.cfg_interval != WHOLE) and _knows_cfg(base):
+        name = "cfg_rescale" if request.cfg_rescale else "cfg_interval"
+        raise RequestError(f"{name}: base {base.name!r} is distilled and guides itself; leave it out")
 
 
 def _check_clip_skip(request: Request, base: Base) -> None:
@@ -211,9 +242,7 @@ def _find_controls(request: Request, base: Base, say: Callable[[str], None]) -> 
     named = [net for net in request.controlnets if not fills_holes(net)]
     if request.controls and not named:
         return _embedded_controls(request, base, say)
-    found = [(find_controlnet(net.name), net.type) for net in named]
-    for controlnet, _ in found:
-        controlnet.check_fits(base)
+    found = [(find_controlnet(net.name).on(base), net.type) for net in named]
     paired = pair(request.controls, [(controlnet, type or controlnet.condition) for controlnet, type in found])
     maps = []
     for control, (controlnet, type) in zip(request.controls, paired, strict=True):
@@ -224,14 +253,18 @@ def _find_controls(request: Request, base: Base, say: Callable[[str], None]) -> 
                 f"{type}; choose a map or a ControlNet of the other's type"
             )
         maps.append(control_map)
+        if control.mask and controlnet.config.get("global_pool_conditions"):
+            raise RequestError(
+                f"--control-mask {control.mask}: ControlNet {controlnet.name!r} makes one value of its map for the "
+                f"whole picture; leave its mask out"
+            )
     return [controlnet for controlnet, _ in paired], maps
 
 
 def _find_filler(nets: list[Net], base: Base) -> ControlNet | None:
     if not nets:
         return None
-    filler = find_controlnet(nets[0].name)
-    filler.check_fits(base)
+    filler = find_controlnet(nets[0].name).on(base)
     if filler.condition not in (None, INPAINT):
         raise RequestError(
             f"ControlNet {filler.name!r} was trained on {filler.condition}, and is asked for as {INPAINT}"
@@ -249,7 +282,7 @@ def _embedded_controls(request: Request, base: Base, say: Callable[[str], None])
                 f"--control {control.file}: no --controlnet is named, and the file does not say its type; "
                 f"say it: --control canny={control.file}"
             )
-        controlnet = embedded_for(base.name, control_map.type)
+        controlnet = embedded_for(base, control_map.type)
         if controlnet is None:
             raise RequestError(
                 f"--control {control.file}: no ControlNet for {control_map.type} maps comes along with base "

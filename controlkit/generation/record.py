@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from controlkit.generation.plan import Plan
+    from controlkit.generation.plan import FittedPicture, Plan
+    from controlkit.generation.request import Control
+    from controlkit.models.formats.hypernetworks import Hypernetwork
+    from controlkit.models.formats.lora import Lora
 
 
 def record(
@@ -55,28 +58,30 @@ def record(
     return {
         "prompt": request.prompt,
         "negative": request.negative,
+        "plain_prompt": request.plain_prompt,
         "base": {
             "name": request.base,
             "sha256": weights_sha256(plan.base.folder),
             "prediction": plan.base.prediction_type,
             "tokenizer": request.tokenizer,
         },
-        "loras": [
-            {"file": str(lora.file), "weight": lora.weight, "sha256": weights_sha256(lora.file.expanduser())}
-            for lora in request.loras
-        ],
+        "loras": [_weighted_file(lora) for lora in request.loras],
+        "hypernetworks": [_weighted_file(hypernetwork) for hypernetwork in request.hypernetworks],
         "embeddings": [{"file": str(file), "sha256": weights_sha256(file.expanduser())} for file in request.embeddings],
         "vae": {"name": request.vae, "sha256": weights_sha256(plan.vae.path)} if plan.vae else None,
         "controls": [
             {
                 **asdict(control_map.control),
                 "file": str(control_map.control.file),
+                "mask": _region(control_map.control, region),
                 "type": control_map.type,
                 "sha256": control_map.file_sha256,
                 "pixels_sha256": picture_sha256(fitted),
                 "controlnet": {"name": controlnet.name, "sha256": weights_sha256(controlnet.folder)},
             }
-            for control_map, fitted, controlnet in zip(plan.maps, plan.fitted, plan.controlnets, strict=True)
+            for control_map, fitted, region, controlnet in zip(
+                plan.maps, plan.fitted, plan.regions, plan.controlnets, strict=True
+            )
         ],
         "inpaint_controlnet": (
             {"name": plan.filler.name, "sha256": weights_sha256(plan.filler.folder)} if plan.filler else None
@@ -90,6 +95,7 @@ def record(
         "steps": request.steps,
         "eta": request.eta,
         "cfg": request.cfg,
+        "cfg_interval": [*request.cfg_interval],
         "cfg_rescale": request.cfg_rescale,
         "clip_skip": request.clip_skip,
         "width": plan.size[0],
@@ -99,6 +105,20 @@ def record(
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "versions": library_versions(),
+    }
+
+
+def _weighted_file(named: Lora | Hypernetwork) -> dict[str, Any]:
+    return {"file": str(named.file), "weight": named.weight, "sha256": weights_sha256(named.file.expanduser())}
+
+
+def _region(control: Control, region: FittedPicture | None) -> dict[str, str] | None:
+    if region is None:
+        return None
+    return {
+        "file": str(control.mask),
+        "sha256": region.file_sha256,
+        "pixels_sha256": picture_sha256(region.pixels),
     }
 
 

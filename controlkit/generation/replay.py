@@ -14,6 +14,7 @@ from controlkit.generation.request import Control, Mask, Net, Request
 from controlkit.generation.settings import library_versions, read_settings, weights_sha256
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
+from controlkit.models.formats.hypernetworks import Hypernetwork
 from controlkit.models.formats.lora import Lora
 from controlkit.models.inpaint_hint import INPAINT
 
@@ -61,6 +62,10 @@ class Replay:
         """Refuse maps and pictures that come out otherwise than they did, from the same files."""
         made = [(str(control.control.file), fitted) for control, fitted in zip(plan.maps, plan.fitted, strict=True)]
         wanted = [control["pixels_sha256"] for control in self.settings["controls"]]
+        for control, region in zip(self.settings["controls"], plan.regions, strict=True):
+            if region:
+                made.append((control["mask"]["file"], region.pixels))
+                wanted.append(control["mask"]["pixels_sha256"])
         picture = plan.start.pixels if plan.start else plan.canvas.picture if plan.canvas else None
         if picture is not None:
             made.append((str(plan.request.image), picture))
@@ -96,7 +101,8 @@ def request_of(settings: dict[str, Any]) -> Request:
             Control(
                 file=Path(control["file"]),
                 type=control["type"],
-                **{name: control[name] for name in ("weight", "start", "end", "mode")},
+                mask=Path(control["mask"]["file"]) if control["mask"] else None,
+                **{name: control[name] for name in ("weight", "start", "end", "mode", "layers")},
             )
             for control in settings["controls"]
         ),
@@ -112,9 +118,11 @@ def request_of(settings: dict[str, Any]) -> Request:
         prediction=settings["base"]["prediction"],
         tokenizer=settings["base"]["tokenizer"],
         loras=tuple(Lora(Path(lora["file"]), lora["weight"]) for lora in settings["loras"]),
+        hypernetworks=tuple(Hypernetwork(Path(each["file"]), each["weight"]) for each in settings["hypernetworks"]),
         embeddings=tuple(Path(embedding["file"]) for embedding in settings["embeddings"]),
         vae=vae["name"] if vae else None,
         size=None if settings["mask"] else (settings["width"], settings["height"]),
+        cfg_interval=(settings["cfg_interval"][0], settings["cfg_interval"][1]),
         seed=settings["together"][0],
         num=len(settings["together"]),
         batch_size=len(settings["together"]),
@@ -129,7 +137,7 @@ def _mask_of(mask: dict[str, Any]) -> Mask:
 
 
 _AS_THEY_ARE = (
-    *("prompt", "negative", "annotate", "resize", "sampler", "steps", "eta", "cfg", "cfg_rescale"),
+    *("prompt", "negative", "plain_prompt", "annotate", "resize", "sampler", "steps", "eta", "cfg", "cfg_rescale"),
     *("clip_skip", "control_half"),
 )
 
@@ -157,13 +165,15 @@ def _files(settings: dict[str, Any]) -> list[tuple[str, str, Callable[[], str], 
         net = control["controlnet"]
         found.append(("--control", control["file"], of_file(control["file"]), control["sha256"]))
         found.append(("--controlnet", net["name"], of_net(net["name"]), net["sha256"]))
+        if region := control["mask"]:
+            found.append(("--control-mask", region["file"], of_file(region["file"]), region["sha256"]))
     if net := settings["inpaint_controlnet"]:
         found.append(("--controlnet", net["name"], of_net(net["name"]), net["sha256"]))
     if image := settings["image"]:
         found.append(("--image", image["file"], of_file(image["file"]), image["sha256"]))
     if (mask := settings["mask"]) and mask["file"]:
         found.append(("--mask", mask["file"], of_file(mask["file"]), mask["sha256"]))
-    for option, key in (("--lora", "loras"), ("--embedding", "embeddings")):
+    for option, key in (("--lora", "loras"), ("--hypernetwork", "hypernetworks"), ("--embedding", "embeddings")):
         found += [(option, each["file"], of_weights(each["file"]), each["sha256"]) for each in settings[key]]
     if vae := settings["vae"]:
         found.append(("--vae", vae["name"], of_weights(vae["name"]), vae["sha256"]))

@@ -13,12 +13,20 @@ from controlkit.diffusion.repaint_walk import REPAINT_SAMPLERS, first_level, net
 from controlkit.diffusion.samplers import SAMPLERS
 from controlkit.errors import RequestError, known
 from controlkit.generation.controls import RESIZES
+from controlkit.generation.interval import WHOLE, lies_within
 from controlkit.generation.modes import BALANCED, MODES
+from controlkit.generation.prompt_chunks import MOST_TOKENS
+from controlkit.generation.prompt_syntax import Prompt
+from controlkit.generation.residuals import check_layers
 from controlkit.generation.ways import REPAINT, WAYS
-from controlkit.models.bases import DEFAULT_BASE
+from controlkit.models.bases import DEFAULT_BASE, USUAL_CFG
+from controlkit.models.formats.hypernetworks import Hypernetwork
 from controlkit.models.formats.lora import Lora
 
 DEFAULT_STRENGTH = 0.6
+
+NONE = "none"
+"""Of a control's mask or layers, where others have one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +42,20 @@ class Control:
     start: float = 0.0
     end: float = 1.0
     mode: str = BALANCED
+    mask: Path | None = None  # where in the picture it holds: white wholly, black not
+    layers: str | None = None  # how much each residual counts, as `residuals.layer_weights` reads it
 
     def __post_init__(self) -> None:
+        if self.layers is not None:
+            check_layers(self.layers)
         if self.mode not in MODES:
             raise RequestError(f"unknown control mode {self.mode!r}: {known(self.mode, MODES)}")
 
     @staticmethod
-    def parse(text: str, mode: str = BALANCED) -> Control:
+    def parse(text: str, **others: Any) -> Control:
         """`[TYPE=]FILE[@WEIGHT[:START[:END]]]`; `TYPE=` counts only for a registered type, `@…` only if all behind it
         are numbers, so that any file can be named."""
-        file, type = text, None
-        head, equals, tail = text.partition("=")
-        if equals and head in ANNOTATORS:
-            type, file = head, tail
+        type, file = split_type(text)
         numbers: list[float] = []
         stem, at, behind = file.rpartition("@")
         if at and re.fullmatch(r"-?\d*\.?\d+(:\d*\.?\d+){0,2}", behind):
@@ -54,7 +63,7 @@ class Control:
         weight, start, end = numbers + [1.0, 0.0, 1.0][len(numbers) :]
         if not 0 <= start < end <= 1:
             raise RequestError(f"--control {text}: from {start:g} to {end:g}: expected 0 <= START < END <= 1")
-        return Control(file=Path(file), type=type, weight=weight, start=start, end=end, mode=mode)
+        return Control(file=Path(file), type=type, weight=weight, start=start, end=end, **others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +76,8 @@ class Net:
     @staticmethod
     def parse(text: str) -> Net:
         """`[TYPE=]NET`."""
-        head, equals, tail = text.partition("=")
-        return Net(name=tail, type=head) if equals and head in ANNOTATORS else Net(name=text)
+        type, name = split_type(text)
+        return Net(name=name, type=type)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,16 +134,19 @@ class Request:
     mask: Mask | None = None
     prompt: str = ""
     negative: str = ""
+    plain_prompt: bool = False  # brackets and BREAK in prompts are text
     base: str = DEFAULT_BASE
     prediction: str | None = None  # what the base predicts, where neither it nor its family tells; None: they do
     tokenizer: str | None = None  # for a base in a single file; None: one that lies near
     loras: tuple[Lora, ...] = ()
+    hypernetworks: tuple[Hypernetwork, ...] = ()
     embeddings: tuple[Path, ...] = ()  # textual inversions; prompts call them by the file's name
     vae: str | None = None  # a file or folder; None: the base's own
     sampler: str = "dpmpp_2m_karras"
     steps: int = 20
     eta: float = 0.0  # noise of each step, for the samplers that have it
-    cfg: float = 7.5
+    cfg: float = USUAL_CFG
+    cfg_interval: tuple[float, float] = WHOLE  # the share of the walked steps that is guided
     cfg_rescale: float = 0.0
     clip_skip: int = 1  # 1: the text encoder's layer that the family reads; 2: the one before
     seed: int = 0
@@ -149,6 +161,7 @@ class Request:
         problems = []
         if not (self.controls or self.image or self.prompt):
             problems.append("nothing to paint from: expected --prompt TEXT, --control FILE or --image FILE")
+        problems += self._problems_of_prompts()
         if self.strength is not None and self.image is None:
             problems.append(
                 f"strength={self.strength:g}: says how much of a picture changes; give it with --image FILE"
@@ -187,8 +200,22 @@ class Request:
         problems += self._problems_of_half()
         if self.size is not None and min(self.size) < 1:
             problems.append(f"size {self.size[0]}x{self.size[1]}: expected WIDTHxHEIGHT in pixels, e.g. 512x768")
+        problems += [] if problems else self._problems_of_interval()
         if problems:
             raise RequestError("\n".join(problems))
+
+    def _problems_of_prompts(self) -> list[str]:
+        problems = []
+        for name in ("prompt", "negative"):
+            words = len(getattr(self, name).split())
+            if words > MOST_TOKENS:  # each is at least one; a tokenizer need not be asked
+                problems.append(f"{name}: {words} words; expected at most {MOST_TOKENS} tokens, shorten it")
+        if not problems:
+            try:
+                _ = self.prompts
+            except RequestError as reason:
+                problems.append(str(reason))
+        return problems
 
     def _problems_of_mask(self, mask: Mask) -> list[str]:
         problems = []
@@ -206,6 +233,20 @@ class Request:
             problems.append("resize: the maps of a masked picture have its size; leave --resize out")
         return problems + (mask.problems(self.first_level) if self.steps >= 1 and 0 < self.noise_share <= 1 else [])
 
+    def _problems_of_interval(self) -> list[str]:
+        if self.cfg_interval == WHOLE:
+            return []
+        start, end = self.cfg_interval
+        named = f"cfg_interval={start:g}:{end:g}"
+        if not 0 <= start < end <= 1:
+            return [f"{named}: expected 0 <= FROM < TO <= 1"]
+        if self.cfg <= 1:
+            return [f"{named}: without guidance (cfg={self.cfg:g}) there is nothing to limit; leave one of them out"]
+        steps = self.walked_steps
+        if not any(lies_within(step, steps, self.cfg_interval) for step in range(steps)):
+            return [f"{named}: no step of {steps} lies in it; take a wider one, or more steps"]
+        return []
+
     def _problems_of_half(self) -> list[str]:
         if not self.control_half:
             return []
@@ -219,6 +260,12 @@ class Request:
         if any(control.mode != BALANCED for control in self.controls):
             problems.append("control_half: a control mode decides on the halves itself; leave one of them out")
         return problems
+
+    @property
+    def prompts(self) -> tuple[Prompt, Prompt]:
+        """What prompt and negative prompt say."""
+        read = Prompt.literal if self.plain_prompt else Prompt.parse
+        return read(self.prompt), read(self.negative)
 
     @property
     def seeds(self) -> list[int]:
@@ -263,16 +310,51 @@ class Request:
         return int(self.steps * self.noise_share)
 
 
-def parse_controls(texts: tuple[str, ...], modes: tuple[str, ...]) -> tuple[Control, ...]:
-    """Controls and their modes: none for balanced, one for all, or one for each in their order."""
-    if modes and not texts:
-        raise RequestError(f"control mode {modes[0]!r} without a control; give it with --control FILE")
-    if len(modes) not in (0, 1, len(texts)):
-        raise RequestError(
-            f"{len(modes)} control modes for {len(texts)} controls; expected one for all, or one for each"
+def parse_controls(
+    texts: tuple[str, ...],
+    modes: tuple[str, ...] = (),
+    masks: tuple[str, ...] = (),
+    layers: tuple[str, ...] = (),
+) -> tuple[Control, ...]:
+    """Controls, and what is said of each beside them."""
+    types = [split_type(text)[0] for text in texts]
+    said = zip(
+        _for_each("control mode", modes, types),
+        _for_each("control mask", masks, types),
+        _for_each("control layers", layers, types),
+        strict=True,
+    )
+    return tuple(
+        Control.parse(
+            text,
+            mode=mode or BALANCED,
+            mask=Path(mask) if mask not in (None, NONE) else None,
+            layers=None if weights == NONE else weights,
         )
-    each = (modes or (BALANCED,)) * len(texts) if len(modes) < 2 else modes
-    return tuple(Control.parse(text, mode) for text, mode in zip(texts, each, strict=True))
+        for text, (mode, mask, weights) in zip(texts, said, strict=True)
+    )
+
+
+def _for_each(what: str, values: tuple[str, ...], types: list[str | None]) -> list[str | None]:
+    """One for all controls, one for each in their order, or `TYPE=…` for those that were said to be of that type."""
+    if values and not types:
+        raise RequestError(f"{what} {values[0]!r} without a control; give it with --control FILE")
+    typed = dict(split_type(value) for value in values)
+    if None not in typed and values:
+        if strange := [type for type in typed if type not in types]:
+            raise RequestError(f"{what} {strange[0]}=…: no control has that type; say --control {strange[0]}=FILE")
+        return [typed.get(type) for type in types]
+    if len(values) not in (0, 1, len(types)):
+        raise RequestError(
+            f"{len(values)} {what.removesuffix('s')}s for {len(types)} controls; expected one for all, or one for each"
+        )
+    return [*(values or (None,))] * len(types) if len(values) < 2 else [*values]
+
+
+def split_type(text: str) -> tuple[str | None, str]:
+    """`TYPE=…` -> (TYPE, …); anything before a `=` that is no registered type belongs to what is named."""
+    head, equals, tail = text.partition("=")
+    return (head, tail) if equals and head in ANNOTATORS else (None, text)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -283,11 +365,11 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def parse_window(text: str) -> tuple[float, float]:
+def parse_shares(text: str, option: str, of: str) -> tuple[float, float]:
     """ "0.2:0.8" -> (0.2, 0.8)."""
     match = re.fullmatch(r"(\d*\.?\d+):(\d*\.?\d+)", text)
     if not match:
-        raise RequestError(f"--jump-window {text!r}: expected two shares of the noise, e.g. 0.2:0.8")
+        raise RequestError(f"--{option} {text!r}: expected two shares of the {of}, e.g. 0.2:0.8")
     return float(match[1]), float(match[2])
 
 

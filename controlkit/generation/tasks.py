@@ -6,12 +6,12 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from controlkit.generation.inpainting import keeping_strokes
+from controlkit.generation.interval import WHOLE, guided_within
 from controlkit.generation.modes import BALANCED, control_modes, is_guess_mode
 from controlkit.generation.pipelines import FROM_PICTURE, FROM_TEXT, INPAINTED, make_pipeline
-from controlkit.generation.prompts import read_earlier_layer
 from controlkit.generation.rescale import has_own_rescale, rescaled_guidance
+from controlkit.generation.residuals import weighed_residuals
 from controlkit.generation.silent import control_conditional_half, silenced
-from controlkit.models.formats.embeddings import rewrite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,17 +20,13 @@ if TYPE_CHECKING:
 
 
 def pipeline_and_arguments(plan: Plan, parts: dict[str, Any], nets: list[Any]) -> tuple[Any, dict[str, Any]]:
-    """The pipeline of a plan's task, and everything to call it with but seeds and callbacks."""
+    """The pipeline of a plan's task, and everything to call it with but prompts, seeds and callbacks."""
     masked = plan.canvas if not plan.request.repaints else None
     task = INPAINTED if masked else FROM_PICTURE if plan.start else FROM_TEXT
     pipeline = make_pipeline(task, plan.base, parts, [silenced(nets)] if nets else [], plan.scheduler)
     if plan.request.control_half:
         control_conditional_half(pipeline)
     arguments = _common(plan)
-    if (skip := plan.request.clip_skip - 1) and plan.base.is_xl:
-        arguments["clip_skip"] = skip
-    elif skip:
-        arguments["prompt_embeds"] = read_earlier_layer(parts, arguments.pop("prompt"), skip)
     if nets:
         arguments |= _of_controls(plan, "image" if task == FROM_TEXT else "control_image")
     if plan.start:
@@ -51,6 +47,11 @@ def seams(plan: Plan, pipeline: Any, nets: list[Any]) -> Iterator[None]:
     request = plan.request
     with ExitStack() as hooks:
         hooks.enter_context(control_modes(nets, _modes(plan), guided=plan.guided))
+        of_filler = [None] if plan.filler else []
+        regions = [region.pixels if region else None for region in plan.regions]
+        hooks.enter_context(weighed_residuals(nets, [*plan.layers, *of_filler], [*regions, *of_filler]))
+        if request.cfg_interval != WHOLE:  # before what reads the two halves
+            hooks.enter_context(guided_within(pipeline, request.cfg_interval))
         if plan.canvas and not request.repaints:
             hooks.enter_context(keeping_strokes(pipeline))
         if request.cfg_rescale and not has_own_rescale(pipeline):
@@ -61,8 +62,6 @@ def seams(plan: Plan, pipeline: Any, nets: list[Any]) -> Iterator[None]:
 def _common(plan: Plan) -> dict[str, Any]:
     request = plan.request
     return {
-        "prompt": rewrite(request.prompt, plan.embeddings),
-        "negative_prompt": rewrite(request.negative, plan.embeddings) or None,
         "num_inference_steps": request.steps,
         "guidance_scale": request.cfg,
         "eta": request.eta,

@@ -35,7 +35,7 @@ def complete(options: Mapping[str, Any], nets: tuple[Net, ...]) -> dict[str, Any
     found = {"inpaint": way}
     if way == MODEL and not base.inpaints and name + WIDENED in embedded_bases():
         found["base"] = name + WIDENED
-    if way == CONTROLNET and not any(map(fills_holes, nets)) and (own := embedded_for(name, INPAINT)):
+    if way == CONTROLNET and not any(map(fills_holes, nets)) and (own := embedded_for(base, INPAINT)):
         found["controlnet"] = [*_as_list(options.get("controlnet", ())), f"{INPAINT}={own.name}"]
     return found
 

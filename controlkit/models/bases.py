@@ -20,7 +20,10 @@ from controlkit.models.random_base import RANDOM_BASES, random_base
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
+
 DEFAULT_BASE = "toybox"
+USUAL_CFG = 7.5
 
 _KNOWN_FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
 
@@ -95,8 +98,7 @@ class Base:
     @cached_property
     def rest(self) -> Base | None:
         """The base that it shares its other components with, where it was packed without them."""
-        notes = self.folder / NOTES
-        name = read_json(notes).get("rest") if notes.is_file() else None
+        name = _notes(self.folder).get("rest")
         return find_base(name) if name else None
 
     def part(self, component: str) -> Path:
@@ -107,6 +109,12 @@ class Base:
     def config(self, component: str) -> dict[str, Any]:
         """Of a network: "unet", "vae", "text_encoder", …"""
         return read_json(self.part(component) / "config.json")
+
+    def tensors(self, component: str) -> dict[str, torch.Tensor]:
+        """The weights of a network as they are kept, under diffusers' or transformers' names."""
+        from controlkit.models.formats.reading import folder_tensors
+
+        return folder_tensors(self.part(component))
 
     def load(self, component: str, **options: Any) -> Any:
         """One component: "unet", "vae", "text_encoder", "tokenizer", "scheduler", … by the class the base names."""
@@ -159,10 +167,22 @@ def find_base(name: str, *, prediction: str | None = None, tokenizer: str | None
     return base
 
 
+def usual_cfg(name: str) -> float:
+    """The guidance that a base is painted with where none is said: its own, if it lies here and says so."""
+    folder = embedded("model_index.json").get(name) or Path(name).expanduser()
+    return float(_notes(folder).get("cfg", USUAL_CFG))
+
+
 def embedded_bases() -> dict[str, Callable[[], Path]]:
     """The bases that need no download, each with what gives its folder: packed, or random and built when used."""
     packed = {name: partial(Path, folder) for name, folder in embedded("model_index.json").items()}
     return {**packed, **{name: partial(random_base, name) for name in RANDOM_BASES}}
+
+
+def _notes(folder: Path) -> dict[str, Any]:
+    """What we wrote beside a base that was made with controlkit: its usual guidance, and where the rest of it lies."""
+    notes = folder / NOTES
+    return read_json(notes) if notes.is_file() else {}
 
 
 def _download(name: str) -> str | None:

@@ -22,6 +22,7 @@ from controlkit.models.quiet import quiet_libraries
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from diffusers import ControlNetModel, UNet2DConditionModel
 
 
@@ -47,11 +48,22 @@ class ControlNet:
         """The control type it was trained on, where its folder says so."""
         return self.notes.get("condition")
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Its weights as they are kept, under diffusers' names."""
+        from controlkit.models.formats.reading import folder_tensors
+
+        return folder_tensors(self.folder)
+
     def load(self, **options: Any) -> ControlNetModel:
         from diffusers import ControlNetModel
 
         quiet_libraries()
         return ControlNetModel.from_pretrained(self.folder, local_files_only=True, **options)
+
+    def on(self, base: Base) -> ControlNet:
+        """The ControlNet as it is used with this base; refused if it was not made for it. Reads no weight."""
+        self.check_fits(base)
+        return self
 
     def check_fits(self, base: Base) -> None:
         """Refuse a base that this net was not made for, naming both; reads configs alone."""
@@ -90,8 +102,16 @@ def hint_factor(controlnet_config: dict[str, Any]) -> int:
     return factor
 
 
-def make_controlnet(unet: UNet2DConditionModel, *, vae_factor: int, latent_channels: int, seed: int) -> ControlNetModel:
-    """A fresh ControlNet for this UNet. Its hint encoder is random, so it is a function of `seed`.
+def make_controlnet(
+    unet: UNet2DConditionModel,
+    *,
+    vae_factor: int,
+    latent_channels: int,
+    seed: int,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> ControlNetModel:
+    """A fresh ControlNet for this UNet, of its weights or those given. Its hint encoder is random, so it is a function
+    of `seed`.
 
     From a 9-channel base it takes the latent channels alone: mask and masked picture are the UNet's own business, and
     the pipelines hand a ControlNet nothing else.
@@ -109,7 +129,8 @@ def make_controlnet(unet: UNet2DConditionModel, *, vae_factor: int, latent_chann
             torch.manual_seed(seed)
             controlnet = ControlNetModel.from_config({**controlnet.config, "in_channels": latent_channels})
     own = controlnet.state_dict()
-    copied = {key: value for key, value in unet.state_dict().items() if key in own}
+    weights = unet.state_dict() if weights is None else weights
+    copied = {key: value for key, value in weights.items() if key in own}
     copied["conv_in.weight"] = copied["conv_in.weight"][:, :latent_channels]
     left = controlnet.load_state_dict(copied, strict=False)
     strange = [key for key in left.missing_keys if not key.startswith("controlnet_")]
@@ -118,14 +139,19 @@ def make_controlnet(unet: UNet2DConditionModel, *, vae_factor: int, latent_chann
 
 
 def begin_controlnet(base: Base, unet: UNet2DConditionModel, start: str | None, seed: int) -> ControlNetModel:
-    """What a training begins from: the ControlNet named `start`, in float32, or a fresh one."""
-    if start is None:
-        return make_controlnet(unet, vae_factor=base.vae_factor, latent_channels=base.latent_channels, seed=seed)
+    """What a training begins from: the ControlNet named `start`, in float32, or a fresh one. What that copies is the
+    base as it is kept, since `unet` may have been rounded to a lower precision."""
     import torch
 
-    found = find_controlnet(start)
-    found.check_fits(base)
-    return found.load(torch_dtype=torch.float32)
+    if start is None:
+        return make_controlnet(
+            unet,
+            vae_factor=base.vae_factor,
+            latent_channels=base.latent_channels,
+            seed=seed,
+            weights=None if unet.dtype == torch.float32 else base.tensors("unet"),
+        )
+    return find_controlnet(start).on(base).load(torch_dtype=torch.float32)
 
 
 def save_controlnet(controlnet: ControlNetModel, folder: Path, notes: dict[str, Any]) -> None:
@@ -140,7 +166,7 @@ def find_controlnet(name: str) -> ControlNet:
     """A ControlNet by embedded name, folder, single file or hub id."""
     names = embedded_controlnets()
     if name not in names and Path(name).expanduser().is_file():
-        from controlkit.models.formats.single_file import open_controlnet
+        from controlkit.models.formats.controlnet_file import open_controlnet
 
         return open_controlnet(name)
     folder = find_folder(name, "ControlNet", "config.json", names, lambda: _download(name))
@@ -155,11 +181,12 @@ def embedded_controlnets() -> dict[str, Callable[[], Path]]:
     return {name: partial(Path, folder) for name, folder in embedded("config.json").items()}
 
 
-def embedded_for(base: str, condition: str) -> ControlNet | None:
-    """The one that comes with the package for maps of this type, trained on the base of that name."""
+def embedded_for(base: Base, condition: str) -> ControlNet | None:
+    """The one that comes with the package for maps of this type, trained on this base or on what it was made of."""
+    bases = [base.name, *([base.rest.name] if base.rest else [])]
     for name, folder in embedded_controlnets().items():
         controlnet = ControlNet(name, folder())
-        if (controlnet.notes.get("base"), controlnet.condition) == (base, condition):
+        if controlnet.condition == condition and controlnet.notes.get("base") in bases:
             return controlnet
     return None
 

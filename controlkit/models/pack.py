@@ -59,8 +59,12 @@ def _pack_pipeline(source: Path, out: Path, beside: str | None) -> None:
         config = unfinished / "text_encoder" / "config.json"
         text = {**read_json(config), "dtype": "float32"}
         config.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+        notes = read_json(source / NOTES) if (source / NOTES).exists() else {}
         if beside:
             _leave_out(unfinished, beside)
+            notes["rest"] = beside
+        if notes:
+            (unfinished / NOTES).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
         for file in unfinished.rglob("*.json"):
             _forget_where_it_lay(file)
 
@@ -80,7 +84,6 @@ def _leave_out(packed: Path, beside: str) -> None:
             raise RequestError(f"--beside {beside}: its {name} is another one; leave it out, and all is packed")
     for name in ("vae", "text_encoder", "tokenizer"):
         shutil.rmtree(packed / name)
-    (packed / NOTES).write_text(json.dumps({"rest": beside}, indent=2) + "\n", encoding="utf-8")
 
 
 def _forget_where_it_lay(config: Path) -> None:

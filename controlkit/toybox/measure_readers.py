@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from annotators.keypoints import People
-from controlkit.evaluation.obedience import depth_rmse, joints_found
+from controlkit.evaluation.metrics import depth_rmse
+from controlkit.evaluation.pose_metrics import joints_found
 from controlkit.evaluation.scores import Score
 from controlkit.toybox.backends import ToyboxDepth, ToyboxPose
 from controlkit.toybox.classifier import Contents

@@ -17,10 +17,9 @@ from controlkit.data.rows import load_pictures
 from controlkit.diffusion.forward import q_sample
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
-from controlkit.files import atomic_folder
 from controlkit.generation.unguided import paint_prompts
 from controlkit.models.inpaint_hint import INPAINT
-from controlkit.training.base_tasks import Diffusion, about_square, encode_all, prompts_of
+from controlkit.training.base_tasks import Diffusion, about_square, encode_all, prompts_of, save_pipeline
 from controlkit.training.draws import uniform
 
 if TYPE_CHECKING:
@@ -132,8 +131,7 @@ class Further(Diffusion):
         return about_square(made)
 
     def hand_over(self, networks: Mapping[str, Any], folder: Path, device: torch.device) -> None:
-        with atomic_folder(folder / "pipeline") as unfinished:
-            self._pipeline(networks).save_pretrained(unfinished)
+        save_pipeline(self._pipeline(networks), folder, self.config)
 
     def _pipeline(self, networks: Mapping[str, Any]) -> Any:
         import diffusers

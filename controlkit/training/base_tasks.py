@@ -19,6 +19,7 @@ from controlkit.errors import RequestError
 from controlkit.files import atomic_folder, atomic_write_text
 from controlkit.generation.pixel_prompts import PixelPromptPipeline, tokenize
 from controlkit.generation.unguided import LABELS, class_inputs, paint_pixels, paint_prompts, to_pictures
+from controlkit.models.locate import NOTES
 from controlkit.training.base_networks import (
     build_pixel_unet,
     build_prompt_unet,
@@ -265,8 +266,7 @@ class PromptDiffusion(Diffusion):
         return about_square(made)
 
     def hand_over(self, networks: Mapping[str, Any], folder: Path, device: torch.device) -> None:
-        with atomic_folder(folder / "pipeline") as unfinished:
-            self._pipeline(networks).save_pretrained(unfinished)
+        save_pipeline(self._pipeline(networks), folder, self.config)
 
     def _x_0(self, keys: Keys, device: torch.device) -> torch.Tensor:
         return self.pixels(keys, device)
@@ -359,6 +359,15 @@ def make_task(
             by = PromptDiffusion if config.condition == "text" else PixelDiffusion
             return by(config, rows, pictures, shown)
         return LatentDiffusion(config, rows, pictures, shown, device)
+
+
+def save_pipeline(pipeline: Any, folder: Path, config: BaseConfig) -> None:
+    """A Stable Diffusion in `folder`/pipeline. One with prompts says with which guidance its maker looked at it."""
+    with atomic_folder(folder / "pipeline") as unfinished:
+        pipeline.save_pretrained(unfinished)
+        if config.condition == "text":
+            notes = {"cfg": config.samples.cfg}
+            (unfinished / NOTES).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
 
 
 def about_square(pictures: list[NDArray[np.uint8]]) -> Sheet:

@@ -73,6 +73,11 @@ def _given(condition: str) -> str:
 def _notes(config: TrainConfig) -> str:
     """What whoever uses the ControlNet must know of the base that it learned with."""
     notes = ""
+    if config.control_lora:
+        notes += f"""
+`control_lora_{config.data.condition}.safetensors` is the same as a Control-LoRA of rank {config.control_lora}: what the
+ControlNet adds to its base, in a small file for webui, ComfyUI and `controlkit generate --controlnet`.
+"""
     if config.decoder:
         notes += """
 The base's decoder learned along. Give the pipeline both: `unet=UNet2DConditionModel.from_pretrained("unet")`.

@@ -98,11 +98,17 @@ def load_checkpoint(path: Path, networks: dict[str, Network], optimizer: torch.o
     """Put the tensors of a sound checkpoint into the networks and their optimizer."""
     data = json.loads((path / "state.json").read_text(encoding="utf-8"))
     for name, network in networks.items():
-        saved = type(network).from_pretrained(path / name, local_files_only=True)
-        network.load_state_dict(saved.state_dict())
+        _restore(network, path / name)
     optimizer.load_state_dict(_join(load_file(path / "optimizer.safetensors"), data["optimizer"]))
     _lay_out_like_parameters(optimizer)
     return State(**{each.name: data[each.name] for each in fields(State) if each.name in data})
+
+
+def _restore(network: Network, folder: Path) -> None:
+    if hasattr(network, "restore"):  # it learns in another form than it is used in
+        network.restore(folder)
+    else:
+        network.load_state_dict(type(network).from_pretrained(folder, local_files_only=True).state_dict())
 
 
 def _by_step(folder: Path) -> list[Path]:

@@ -30,7 +30,17 @@ if TYPE_CHECKING:
 
 # What decides which rows are seen and what they are trained towards: another value makes it another run.
 RESUMED_WITH = (
-    *("base", "base_prediction", "base_tokenizer", "controlnet", "seed", "only_mid_control", "decoder", "ema"),
+    *(
+        "base",
+        "base_prediction",
+        "base_tokenizer",
+        "controlnet",
+        "seed",
+        "only_mid_control",
+        "decoder",
+        "ema",
+        "control_lora",
+    ),
     *("data.path", "data.maps", "data.condition", "data.resolution", "data.buckets", "data.flip", "data.held_out"),
     *("data.annotate", "data.mask", "prompt_dropout", "control_dropout", "optimizer"),
     *(f"objective.{setting.name}" for setting in fields(ObjectiveConfig)),
@@ -116,6 +126,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     prompt_dropout: float = 0.5  # share of prompts emptied, so that the net learns to read the map (ControlNet, 3.4)
     control_dropout: float = 0.0  # share of maps emptied
+    control_lora: int = 0  # rank: the copy of the encoder learns low-rank additions alone; 0: it learns in full
     only_mid_control: bool = False  # control enters at the middle block alone
     decoder: bool = False  # the base's decoder learns along (the original's sd_locked=False); lower lr to 2e-6 with it
     ema: float = 0.0  # of the weights that are sampled from and handed over, 0.9999 say; 0: none
@@ -154,7 +165,12 @@ class TrainConfig:
                 yield f"{name}={value}: expected more than 0"
         if package := missing_library(self.optimizer):
             yield f"optimizer={self.optimizer} needs {package}, which is not installed: pip install {package}"
-        for name in ("weight_decay", "warmup_steps"):
+        if self.control_lora and self.controlnet:
+            yield (
+                f"control_lora={self.control_lora} adds to the base's own encoder; leave controlnet={self.controlnet} "
+                f"out"
+            )
+        for name in ("weight_decay", "warmup_steps", "control_lora"):
             if (value := getattr(self, name)) < 0:
                 yield f"{name}={value}: expected 0 or more"
         for name in ("prompt_dropout", "control_dropout"):
@@ -233,7 +249,7 @@ def check_against_base(config: TrainConfig, base: Base) -> None:
         problems.extend(_schedule_problems(config, base))
     if config.controlnet:
         try:
-            find_controlnet(config.controlnet).check_fits(base)
+            find_controlnet(config.controlnet).on(base)
         except RequestError as reason:
             problems.append(f"controlnet={config.controlnet}: {reason}")
     if problems:

@@ -12,7 +12,9 @@ import torch
 
 from controlkit.files import atomic_folder
 from controlkit.models.controlnets import save_controlnet
+from controlkit.models.formats.convert import save_control_lora
 from controlkit.training.loop import AVERAGE, follow
+from controlkit.training.low_rank import LowRankControlNet, learn_at_low_rank
 from controlkit.training.samples import for_use
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ class Learned:
     def __init__(self, config: TrainConfig, controlnet: ControlNetModel, unet: UNet2DConditionModel) -> None:
         self.decay = config.ema
         self.networks: dict[str, Any] = {"controlnet": controlnet}
+        if config.control_lora:
+            learn_at_low_rank(controlnet, config.control_lora, config.seed)
         if config.only_mid_control:
             keep_middle_alone(controlnet)
         if config.decoder:
@@ -76,8 +80,14 @@ def average_of(network: Any) -> Any:
 
 
 def save_result(result: dict[str, Any], folder: Path, notes: dict[str, Any]) -> None:
-    """`controlnet/`, and `unet/` where the decoder learned, in diffusers' layout and float32."""
-    save_controlnet(result["controlnet"], folder / "controlnet", notes)
+    """`controlnet/`, and `unet/` where the decoder learned, in diffusers' layout and float32; of a Control-LoRA its
+    small file too."""
+    controlnet = result["controlnet"]
+    if isinstance(controlnet, LowRankControlNet):
+        path = folder / f"control_lora_{notes['condition']}.safetensors"
+        save_control_lora(controlnet.control_lora(), controlnet.config, notes["condition"], path)
+        controlnet = for_use(controlnet, torch.float32)
+    save_controlnet(controlnet, folder / "controlnet", notes)
     if "unet" in result:
         with atomic_folder(folder / "unet") as unfinished:
             for_use(result["unet"], torch.float32).save_pretrained(unfinished, safe_serialization=True)

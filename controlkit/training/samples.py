@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from diffusers import ControlNetModel
 
 from controlkit.data.geometry import fit_map
 from controlkit.data.pictures import read_picture
@@ -19,6 +20,7 @@ from controlkit.diffusion.samplers import make_sampler
 from controlkit.evaluation.obedience import Judge, find_judge
 from controlkit.evaluation.scores import Score
 from controlkit.files import atomic_write_bytes
+from controlkit.training.low_rank import LowRankControlNet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,9 +180,12 @@ def _scored(row: Shown, made: Picture, other: Shown, judge: Judge | None) -> Sam
 def for_use(net: Any, dtype: torch.dtype) -> Any:
     """The net as others will run it, all of it in one precision. What learns is kept in float32, what does not may not
     be; and what learns may run through wrappers that sampling does not want. Tensors of that precision are shared."""
+    kind, state = type(net), net.state_dict
+    if isinstance(net, LowRankControlNet):
+        kind, state = ControlNetModel, net.whole
     with torch.device("meta"):
-        plain = type(net).from_config(net.config)
-    plain.load_state_dict({key: value.to(dtype) for key, value in net.state_dict().items()}, assign=True)
+        plain = kind.from_config(net.config)
+    plain.load_state_dict({key: value.to(dtype) for key, value in state().items()}, assign=True)
     return plain.eval()
 
 

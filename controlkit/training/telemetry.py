@@ -69,6 +69,8 @@ class Telemetry:
         """How well the samples follow their maps."""
         if score is not None and self.first:
             self.run.append("metrics.jsonl", [{"step": step, "fidelity": score}])
+            beside = ", ".join(f"{name} {score[name]:.2f}" for name in ("chance", "real") if name in score)
+            self.say(f"step {step}: the samples have {score['metric']} {score['mean']:.2f} ({beside})")
 
     def _judge(self, step: int) -> None:
         since = acquired_at(self.looks)

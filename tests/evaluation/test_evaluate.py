@@ -1,8 +1,10 @@
 """`controlkit evaluate`: every row of the report means what it says, and what was painted is not painted again."""
 
+import hashlib
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +16,14 @@ from controlkit.cli.main import main
 from controlkit.data.pictures import read_picture
 from controlkit.data.rows import held_out, read_dataset
 from controlkit.diffusion.samplers import make_sampler
-from controlkit.evaluation.evaluate import Answer, Case, Question, obedience, summarise
-from controlkit.evaluation.obedience import edge_f1
+from controlkit.evaluation.evaluate import Answer, Case, Question, obedience
+from controlkit.evaluation.metrics import edge_f1
 from controlkit.evaluation.report import compare, overlay, render, worst_first
-from controlkit.evaluation.scores import paired_share
+from controlkit.evaluation.scores import Score, paired_share
+from controlkit.files import atomic_write_bytes
+from controlkit.generation.settings import encode_picture
 from controlkit.models.bases import find_base
+from tests.conftest import draw_photo
 from tests.launcher import launch_two
 from tests.painting import strong_net
 
@@ -38,7 +43,7 @@ def evaluate(*given, code=0):
 
 
 def scores_of(out):
-    return json.loads((out / "scores.json").read_text())
+    return json.loads((out / "report.json").read_text())
 
 
 @pytest.fixture(scope="session")
@@ -53,21 +58,25 @@ def test_the_rows_mean_what_they_say(report, dataset):
     rows = read_dataset(dataset, "canny")[:3]
     assert found["metric"] == "canny_f1_1px"
     assert [case["content"] for case in found["cases"]] == [row.content for row in rows]
-    assert set(found["scores"]) == {"control", "silent", "chance", "vae", "real"}
-    assert found["scores"]["real"]["mean"] > 0.8 > found["scores"]["chance"]["mean"]
-    for name, score in found["scores"].items():
-        values = [case["scores"][name] for case in found["cases"]]
-        assert score["mean"] == pytest.approx(np.mean(values))
-        assert score["n"] == 3
+    assert list(found["scores"]) == ["canny_f1_1px", "canny_f1_exact", "canny_ssim"]
+    leading = found["scores"]["canny_f1_1px"]
+    assert set(leading) == {"control", "no_control", "chance", "vae", "real"}
+    assert leading["real"]["mean"] > 0.8 > leading["chance"]["mean"]
+    for metric, scores in found["scores"].items():
+        for name, score in scores.items():
+            values = [case["scores"][metric][name] for case in found["cases"]]
+            assert score["mean"] == pytest.approx(np.mean(values), abs=1e-6)
+            assert score["n"] == 3
+    assert json.loads((report / "scores.json").read_text()) == found["scores"]
     case = found["cases"][1]
     painted = read_picture(report / case["files"]["control"])
     wanted = read_picture(rows[1].control)
     assert painted.shape == wanted.shape
     score = edge_f1(ANNOTATORS.create("canny")(painted), wanted)
-    assert case["scores"]["control"] == pytest.approx(score, abs=1e-6)
+    assert case["scores"]["canny_f1_1px"]["control"] == pytest.approx(score, abs=1e-6)
 
 
-def test_silent_is_the_base_alone(report, dataset):
+def test_no_control_is_the_base_alone(report, dataset):
     base = find_base("random-sd15")
     pipeline = StableDiffusionPipeline.from_pretrained(base.folder, safety_checker=None)
     pipeline.scheduler = make_sampler("ddim", base.scheduler)
@@ -77,10 +86,10 @@ def test_silent_is_the_base_alone(report, dataset):
         row.caption, num_inference_steps=2, guidance_scale=3.0, generator=torch.Generator().manual_seed(2),
         width=base.native_size, height=base.native_size, output_type="np",
     ).images[0]  # fmt: skip
-    silent = read_picture(report / scores_of(report)["cases"][2]["files"]["silent"])
-    assert (silent == (expected * 255).round().astype(np.uint8)).all()
+    without = read_picture(report / scores_of(report)["cases"][2]["files"]["no_control"])
+    assert (without == (expected * 255).round().astype(np.uint8)).all()
     control = read_picture(report / scores_of(report)["cases"][2]["files"]["control"])
-    assert (silent != control).any()
+    assert (without != control).any()
 
 
 def test_what_is_there_is_not_painted_again_and_what_is_missing_is(report, net, dataset):
@@ -120,12 +129,74 @@ def test_held_out_rows_alone(net, dataset, tmp_path):
     assert [case["content"] for case in scores_of(tmp_path / "out")["cases"]] == kept
 
 
+def pictures_judged(folder, dataset, out, *more, code=0):
+    given = ["--pictures", folder, "--data", dataset, "--out", out, *more]
+    assert main(["evaluate", *map(str, given), "-q"]) == code
+
+
+def test_pictures_of_others_are_scored_by_name(dataset, tmp_path, capsys):
+    """The real pictures follow their maps; those under the next one's name do not."""
+    (tmp_path / "same").mkdir()
+    (tmp_path / "next").mkdir()
+    for number in range(4):
+        picture = (dataset / f"{number:03d}.png").read_bytes()
+        (tmp_path / "same" / f"{number:03d}.png").write_bytes(picture)
+        (tmp_path / "next" / f"{(number + 1) % 4:03d}.png").write_bytes(picture)
+    pictures_judged(f"canny={tmp_path / 'same'}", dataset, tmp_path / "a")
+    pictures_judged(f"canny={tmp_path / 'next'}", dataset, tmp_path / "b")
+    same, other = scores_of(tmp_path / "a"), scores_of(tmp_path / "b")
+    assert same["scores"]["canny_f1_exact"]["control"]["mean"] == 1
+    assert same["scores"]["canny_f1_1px"]["real"] == same["scores"]["canny_f1_1px"]["control"]
+    assert set(same["scores"]["canny_f1_1px"]) == {"control", "chance", "real"}
+    assert len(same["cases"]) == 4
+    assert other["scores"]["canny_f1_1px"]["control"]["mean"] < 0.8
+    page = (tmp_path / "a" / "index.html").read_text()
+    assert page.count("<img") == 4 * 5
+    capsys.readouterr()
+    assert main(["evaluate", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'a'} is better")
+
+
+def test_pictures_are_known_by_the_map_in_their_settings(dataset, tmp_path):
+    """Under any name; the evaluation of what `generate` painted is that of the same files under the rows' names."""
+    for number, name in enumerate(("z.png", "a.png", "m.png")):
+        digest = hashlib.sha256((dataset / f"conditions/canny/{number:03d}.png.png").read_bytes()).hexdigest()
+        settings = {"controls": [{"type": "canny", "sha256": digest}]}
+        atomic_write_bytes(tmp_path / "made" / name, encode_picture(draw_photo(number, 64, 64), settings))
+    atomic_write_bytes(tmp_path / "made" / "strange.png", encode_picture(draw_photo(9, 64, 64), {}))
+    pictures_judged(f"canny={tmp_path / 'made'}", dataset, tmp_path / "out")
+    found = scores_of(tmp_path / "out")
+    assert [(case["number"], Path(case["files"]["control"]).name) for case in found["cases"]] == [
+        (0, "z.png"), (1, "a.png"), (2, "m.png"),
+    ]  # fmt: skip
+    assert found["scores"]["canny_f1_exact"]["control"]["mean"] == 1
+
+
+def test_pictures_that_cannot_be_scored_are_one_line(dataset, tmp_path, capsys):
+    atomic_write_bytes(tmp_path / "made" / "000.png", encode_picture(draw_photo(0, 64, 64), {}))
+    for folder, more, words in [
+        (f"canny={tmp_path / 'made'}", [], "1 of its pictures belong to rows of the dataset; expected at least 2"),
+        (tmp_path / "made", [], "expected the type of the maps too, e.g. --pictures canny="),
+        (f"canny={tmp_path / 'nowhere'}", [], "there is no such folder"),
+        (f"canny={tmp_path / 'made'}", ["--steps", "3"], "leave out --steps"),
+        (f"canny={tmp_path / 'made'}", ["--controlnet", "net"], "either --controlnet NET or --pictures"),
+    ]:
+        pictures_judged(folder, dataset, tmp_path / "out", *more, code=2)
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "out" / "scores.json").exists()
+
+
 # The figures
+
+
+METRIC = "canny_f1_1px"
 
 
 def cases_of(**values):
     return [
-        Case(number, f"c{number}", "a <b> ball", {row: each[number] for row, each in values.items()})
+        Case(number, f"c{number}", "a <b> ball", {METRIC: {row: each[number] for row, each in values.items()}})
         for number in range(len(values["control"]))
     ]
 
@@ -134,20 +205,21 @@ def answer_of(**values):
     cases = cases_of(**values)
     question = Question(controlnet="net", data="d")
     judge = {"type": "canny", "backend": "cv2", "parameters": {}}
-    return Answer(question, "canny_f1_1px", False, judge, {}, summarise(cases), obedience(cases), cases)
+    scores = {METRIC: {row: Score.of_values(each) for row, each in values.items()}}
+    return Answer(question, METRIC, False, judge, {}, scores, obedience(cases, METRIC), cases)
 
 
 def test_obedience_is_the_share_of_the_way():
     random = np.random.default_rng(0)
-    silent, vae = random.uniform(0.1, 0.3, 200), random.uniform(0.7, 0.9, 200)
-    found = obedience(cases_of(control=silent + 0.8 * (vae - silent), silent=silent, vae=vae))
+    without, vae = random.uniform(0.1, 0.3, 200), random.uniform(0.7, 0.9, 200)
+    found = obedience(cases_of(control=without + 0.8 * (vae - without), no_control=without, vae=vae), METRIC)
     assert found.mean == pytest.approx(0.8)
     assert (found.low, found.high) == pytest.approx((0.8, 0.8))
-    none = obedience(cases_of(control=silent, silent=silent, vae=vae))
+    none = obedience(cases_of(control=without, no_control=without, vae=vae), METRIC)
     assert none.mean == 0
-    errors = obedience(cases_of(control=1 - vae, silent=1 - silent, vae=1 - vae))  # where lower is better
+    errors = obedience(cases_of(control=1 - vae, no_control=1 - without, vae=1 - vae), METRIC)  # where lower is better
     assert errors.mean == pytest.approx(1)
-    assert obedience(cases_of(control=vae, silent=silent, vae=silent)) is None
+    assert obedience(cases_of(control=vae, no_control=without, vae=without), METRIC) is None
 
 
 def test_the_interval_of_a_share_holds_what_it_says():
@@ -179,10 +251,10 @@ def test_comparing_tells_a_difference_from_noise():
 
 
 def test_compare_on_the_command_line(report, capsys, tmp_path):
-    assert main(["evaluate", "--compare", str(report), str(report / "scores.json")]) == 0
+    assert main(["evaluate", "--compare", str(report), str(report / "report.json")]) == 0
     assert capsys.readouterr().out.startswith("no difference that is more than chance: +0.0000 canny_f1_1px")
     assert main(["evaluate", "--compare", str(report), str(tmp_path)]) == 2
-    assert "no scores.json that can be read" in capsys.readouterr().err
+    assert "no report.json that can be read" in capsys.readouterr().err
 
 
 # The page
@@ -197,10 +269,10 @@ def test_the_page_stands_alone(report):
 
 
 def test_the_worst_stand_first_and_text_is_escaped():
-    answer = answer_of(control=[0.5, 0.1, 0.9], silent=[0.1, 0.1, 0.1], vae=[1.0, 1.0, 1.0])
+    answer = answer_of(control=[0.5, 0.1, 0.9], no_control=[0.1, 0.1, 0.1], vae=[1.0, 1.0, 1.0])
     assert [case.number for case in worst_first(answer)] == [1, 0, 2]
     assert [case.number for case in worst_first(replace(answer, lower_is_better=True))] == [2, 0, 1]
-    page = render(answer, lambda case: [np.zeros((8, 8, 3), np.uint8)] * 5)
+    page = render(answer, lambda case: dict.fromkeys(("map", "read from it"), np.zeros((8, 8, 3), np.uint8)))
     assert page.index("row 1<") < page.index("row 0<") < page.index("row 2<")
     assert "a &lt;b&gt; ball" in page
     assert "<b> ball" not in page
@@ -233,5 +305,5 @@ def test_what_cannot_be_asked_is_one_line(net, dataset, tmp_path, capsys):
         evaluate(net, dataset, tmp_path / "out", *more, code=2)
         assert words in capsys.readouterr().err
     assert main(["evaluate", "--data", str(dataset)]) == 2
-    assert "expected --controlnet NET and --data DATASET" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "scores.json").exists()
+    assert "expected --data DATASET and either --controlnet NET" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "report.json").exists()

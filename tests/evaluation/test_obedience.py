@@ -2,44 +2,11 @@
 
 import cv2
 import numpy as np
-import pytest
 
 from annotators import ANNOTATORS
 from annotators.keypoints import People, Person
-from controlkit.evaluation.obedience import Judge, depth_rmse, edge_f1, find_judge
+from controlkit.evaluation.obedience import Judge, find_judge
 from tests.conftest import draw_photo
-
-
-def lines(*columns, size=32):
-    drawn = np.zeros((size, size, 3), np.uint8)
-    drawn[:, list(columns)] = 255
-    return drawn
-
-
-def test_edges_are_met_within_one_pixel_and_not_two():
-    assert edge_f1(lines(8), lines(8)) == 1
-    assert edge_f1(lines(9), lines(8)) == 1
-    assert edge_f1(lines(10), lines(8)) == 0
-    assert edge_f1(lines(9), lines(8), tolerance=0) == 0
-
-
-def test_f1_is_the_harmonic_mean_of_precision_and_recall():
-    """One of three found lines is wanted, and it is one of two wanted ones: P = 1/3, R = 1/2, F1 = 2/5."""
-    assert edge_f1(lines(4, 12, 20), lines(4, 28)) == pytest.approx(2 / 5)
-    assert edge_f1(lines(4, 28), lines(4, 12, 20)) == pytest.approx(2 / 5)
-
-
-def test_maps_without_edges():
-    assert edge_f1(lines(), lines()) == 1
-    assert edge_f1(lines(), lines(3)) == 0
-    assert edge_f1(lines(3), lines()) == 0
-
-
-def test_depth_rmse_is_in_shares_of_the_range():
-    grey = np.full((8, 8, 3), 100, np.uint8)
-    assert depth_rmse(grey, grey) == 0
-    assert depth_rmse(np.full_like(grey, 255), np.zeros_like(grey)) == 1
-    assert depth_rmse(grey + 51, grey) == pytest.approx(0.2)
 
 
 def test_a_judge_reads_as_the_map_was_made(dataset, tmp_path):
@@ -102,3 +69,4 @@ def test_poses_are_scored_as_points():
     assert judge.score(empty, right, right) == 0
     assert judge.score(right, right, None) is None
     assert judge.score(right, right, empty) is None
+    assert judge.measure(right, right, right)["pose_oks_ap"][0] == 1

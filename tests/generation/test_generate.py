@@ -63,17 +63,20 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
     fitted = settings["controls"][0].pop("pixels_sha256")
     assert len(fitted) == 64
     assert settings == {
-        "format": 1, "kind": "picture", "prompt": "ü", "negative": "n", "sampler": "ddim", "steps": 3, "cfg": 3.5,
-        "eta": 0.0, "cfg_rescale": 0.0, "clip_skip": 1, "resize": "crop", "control_half": False, "vae_tiling": False,
+        "format": 1, "kind": "picture", "prompt": "ü", "negative": "n", "plain_prompt": False,
+        "sampler": "ddim", "steps": 3, "cfg": 3.5,
+        "eta": 0.0, "cfg_interval": [0.0, 1.0], "cfg_rescale": 0.0, "clip_skip": 1, "resize": "crop",
+        "control_half": False, "vae_tiling": False,
         "seed": 4, "together": [4], "width": 64, "height": 48, "annotate": False, "image": None, "mask": None,
         "compile": None, "device": "cpu", "dtype": "float32",
         "base": {
             "name": "random-sd15", "sha256": weights_sha256(find_base("random-sd15").folder),
             "prediction": "epsilon", "tokenizer": None,
         },
-        "vae": None, "loras": [], "embeddings": [],
+        "vae": None, "loras": [], "hypernetworks": [], "embeddings": [],
         "controls": [{
             "file": str(edge), "type": "canny", "weight": 0.9, "start": 0.1, "end": 0.8, "mode": "balanced",
+            "mask": None, "layers": None,
             "sha256": hashlib.sha256(edge.read_bytes()).hexdigest(),
             "controlnet": {"name": str(net), "sha256": weights_sha256(net)},
         }],
@@ -85,9 +88,9 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
 def test_a_request_has_no_setting_that_the_png_lacks():
     """A new field of a request must be written down with the picture."""
     fields = set(Request.__dataclass_fields__) - {"num", "batch_size"}  # these are "together"
-    written = {"prompt", "negative", "base", "controls", "sampler", "steps", "cfg", "seed", "annotate"}
-    written |= {"vae", "loras", "embeddings", "control_half"}
-    written |= {"image", "mask", "eta", "cfg_rescale", "clip_skip", "resize"}
+    written = {"prompt", "negative", "plain_prompt", "base", "controls", "sampler", "steps", "cfg", "seed", "annotate"}
+    written |= {"vae", "loras", "hypernetworks", "embeddings", "control_half"}
+    written |= {"image", "mask", "eta", "cfg_interval", "cfg_rescale", "clip_skip", "resize"}
     # Beside their controls; as width and height; beside the base; beside the image.
     assert fields - written == {"controlnets", "size", "prediction", "tokenizer", "strength"}
 
@@ -237,11 +240,6 @@ def test_annotating_a_map_again_is_refused(nets, dataset, tmp_path, capsys):
     generate("--base", "random-sd15", "--control", path, "--annotate", "--controlnet", nets["random-sd15"],
              "--out", tmp_path / "o.png", code=2)  # fmt: skip
     assert "is a canny map already; leave out --annotate" in capsys.readouterr().err
-
-
-def test_without_a_controlnet_the_request_is_refused(edge, capsys):
-    generate("--control", edge, code=2)
-    assert "no ControlNet is given; expected --controlnet FOLDER" in capsys.readouterr().err
 
 
 def test_an_untyped_map_is_guessed_and_said(nets, edge, tmp_path, capsys):

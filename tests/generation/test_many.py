@@ -165,7 +165,7 @@ def test_bad_lines_are_listed_with_their_numbers_before_anything_is_painted(tmp_
         {"control": "nothing.png", "controlnet": "nothing"},
         {"prompt": "x", "size": "33x32"},
         {"prompt": 3},
-        {"control": "c.png"},
+        {"control": "c.png", "controlnet": ["a", "b"]},
     )
     generate("--requests", file, "--base", "random-sd15", "--out", tmp_path / "many", code=2)
     said = capsys.readouterr().err.removeprefix("error: ").splitlines()
@@ -175,7 +175,7 @@ def test_bad_lines_are_listed_with_their_numbers_before_anything_is_painted(tmp_
             "line 2: is not JSON", "line 3: is no JSON object", "line 4: unknown option 'promt': did you mean 'pro",
             "line 5: steps='3': expected a whole number", "line 6: unknown sampler 'eulr'", "line 6: cfg=-1",
             "line 7: ControlNet 'nothing': no such folder", "line 8: --size 33x32: the base's VAE needs multiples of 8",
-            "line 9: prompt=3: expected a text", "line 10: no ControlNet is given",
+            "line 9: prompt=3: expected a text", "line 10: ControlNet 'a': no such folder",
         ],
         strict=True,
     ):  # fmt: skip

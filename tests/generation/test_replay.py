@@ -40,6 +40,9 @@ def materials(nets, tmp_path):
     width = find_base("random-sd15").unet["block_out_channels"][0]
     factors = {"lora_down.weight": torch.ones(2, width), "lora_up.weight": torch.ones(width, 2)}
     save_file({f"lora_unet_{layer}.{name}": value for name, value in factors.items()}, folder / "lora.safetensors")
+    layers = {f"linear.{number}.{name}": torch.ones(*shape) for number in (0, 1) for name, shape in
+              [("weight", (32, 32)), ("bias", (32,))]}  # fmt: skip
+    torch.save({32: (layers, layers), "layer_structure": [1, 1, 1]}, folder / "hyper.pt")
     save_file({"emb_params": torch.ones(2, 32)}, folder / "wiggle.safetensors")
     return folder
 
@@ -52,8 +55,10 @@ def paint_all(materials, out):
         "--control", f"{materials / 'edge1.png'}@0.3", "--controlnet", materials / "second",
         "--control-mode", "prompt", "--control-mode", "control", "--resize", "pad", "--image", materials / "start.png",
         "--strength", 0.7, "--sampler", "ddim", "--eta", 0.4, "--steps", 3, "--cfg", 6.5, "--cfg-rescale", 0.3,
+        "--cfg-interval", "0:0.9",
         "--lora", f"{materials / 'lora.safetensors'}@0.4", "--embedding", materials / "wiggle.safetensors",
-        "--vae", materials / "vae", "--clip-skip", 2, "--seed", 11, "--out", out,
+        "--hypernetwork", f"{materials / 'hyper.pt'}@0.6",
+        "--vae", materials / "vae", "--clip-skip", 2, "--plain-prompt", "--seed", 11, "--out", out,
     )  # fmt: skip
 
 
@@ -163,7 +168,7 @@ def test_other_tools_read_the_parameters(materials, tmp_path):
     paint_all(materials, tmp_path / "o.png")
     with Image.open(tmp_path / "o.png") as image:
         lines = image.text["parameters"].split("\n")
-    assert lines[:2] == ["ü, a wiggle <lora:lora:0.4>", "Negative prompt: blurry: n"]
+    assert lines[:2] == ["ü, a wiggle <lora:lora:0.4> <hypernet:hyper:0.6>", "Negative prompt: blurry: n"]
     fields = dict(FIELD.findall(lines[2]))
     assert fields.pop("Version").startswith("controlkit ")
     first = dict(FIELD.findall(json.loads(fields.pop("ControlNet 0"))))
@@ -184,7 +189,8 @@ def test_every_sampler_has_a_name_there():
     from controlkit.diffusion.samplers import SAMPLERS
     from controlkit.generation.infotext import infotext
 
-    plain = {"prompt": "p", "negative": "", "loras": [{"file": "a/b.safetensors", "weight": 0.5}], "steps": 1,
+    plain = {"prompt": "p", "negative": "", "plain_prompt": False,
+             "loras": [{"file": "a/b.safetensors", "weight": 0.5}], "hypernetworks": [], "steps": 1,
              "cfg": 1.0, "seed": 1, "width": 8, "height": 8, "vae": None, "image": None, "eta": 0.0, "clip_skip": 1,
              "controls": [], "base": {"name": "a/m.safetensors", "sha256": "0123456789abcdef"},
              "versions": {"controlkit": "0"}}  # fmt: skip

@@ -28,9 +28,9 @@ from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet, make_controlnet, save_controlnet
 from controlkit.models.formats import configs, text, unet, vae
 from controlkit.models.formats.contents import TEXT_PREFIXES, base_contents
-from controlkit.models.formats.convert import find_model, folder_tensors, to_diffusers, to_webui
-from controlkit.models.formats.detect import kind_of
-from controlkit.models.formats.reading import TensorFile, read_tensors
+from controlkit.models.formats.convert import find_model, to_diffusers, to_webui
+from controlkit.models.formats.detect import CONTROLNETS, kind_of
+from controlkit.models.formats.reading import TensorFile, folder_tensors, read_tensors
 from controlkit.models.formats.single_file import empty_model, fitted
 from controlkit.models.random_base import RANDOM_BASES
 from tests.models.test_names import SD1, SD2, SDXL, prefixed, same
@@ -418,17 +418,12 @@ def test_every_kind_is_told_whatever_its_extension(kind, tensors, tmp_path):
     torch.save(tensors, tmp_path / "x.safetensors")
     assert kind_of(read_tensors(tmp_path / "x.ckpt")) == kind
     assert kind_of(read_tensors(tmp_path / "x.safetensors")) == kind
-    if kind not in ("ControlNet", "ControlNet, diffusers' names"):
+    if kind not in CONTROLNETS:
         with pytest.raises(RequestError, match=f"is: {kind}; expected a ControlNet"):
             find_controlnet(str(tmp_path / "x.ckpt"))
     if kind == "base":
         with pytest.raises(RequestError, match=r"holds no|lacks"):
             find_base(str(tmp_path / "x.ckpt"))
-
-
-def test_a_hypernetwork_is_told(tmp_path):
-    torch.save({768: [{"linear.0.weight": torch.ones(4, 4)}], "layer_structure": [1, 2, 1]}, tmp_path / "x.pt")
-    assert kind_of(read_tensors(tmp_path / "x.pt")) == "hypernetwork"
 
 
 def test_inspect_says_what_a_file_is(files, tmp_path, capsys):

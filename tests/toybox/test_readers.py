@@ -13,7 +13,7 @@ from annotators.weights import MissingWeights
 from controlkit.cli.main import main
 from controlkit.config import build
 from controlkit.errors import RequestError
-from controlkit.evaluation.obedience import joints_found
+from controlkit.evaluation.pose_metrics import joints_found
 from controlkit.toybox.lessons import LessonConfig, load_network, to_pixels, train_lesson
 from controlkit.toybox.make import make
 from controlkit.toybox.readers import CELL, PoseTargets, cell_centres, people_in

@@ -61,6 +61,11 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
 def controlnet_config(shapes: Shapes, *, ldm: bool) -> dict[str, Any]:
     """Of a ControlNet, under cldm's names or diffusers'."""
     config = _encoder_config(shapes, _ldm_levels(shapes) if ldm else _diffusers_levels(shapes), ldm=ldm)
+    return {**config, **hint_config(shapes, ldm=ldm)}
+
+
+def hint_config(shapes: Shapes, *, ldm: bool) -> dict[str, Any]:
+    """Of a ControlNet's hint encoder: the channels of its map, and its widths."""
     if ldm:
         numbers = sorted(_numbers(shapes, "input_hint_block."))
         hint = [shapes[f"input_hint_block.{number}.weight"] for number in numbers]
@@ -68,9 +73,11 @@ def controlnet_config(shapes: Shapes, *, ldm: bool) -> dict[str, Any]:
         blocks = sorted(_numbers(shapes, "controlnet_cond_embedding.blocks."))
         names = ["conv_in", *(f"blocks.{number}" for number in blocks), "conv_out"]
         hint = [shapes[f"controlnet_cond_embedding.{name}.weight"] for name in names]
+    if not hint:
+        raise RequestError("it has no hint encoder; expected a ControlNet")
     # conv_in, then for each level one that keeps the width and one that goes to the next; conv_out.
     widths = [shape[0] for shape in hint[:-1:2]]
-    return {**config, "conditioning_channels": hint[0][1], "conditioning_embedding_out_channels": widths}
+    return {"conditioning_channels": hint[0][1], "conditioning_embedding_out_channels": widths}
 
 
 def vae_config(shapes: Shapes, *, scaling_factor: float, pixels: int) -> dict[str, Any]:

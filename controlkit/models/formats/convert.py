@@ -17,44 +17,50 @@ from controlkit.models.controlnets import ControlNet, find_controlnet
 from controlkit.models.formats import detect
 from controlkit.models.formats.configs import CONFIGS
 from controlkit.models.formats.contents import TEXT_PREFIXES, VAE_PREFIX, Layout
-from controlkit.models.formats.reading import read_tensors
-from controlkit.models.formats.single_file import CONDITION, FileBase, FileControlNet, empty_model, fitted
+from controlkit.models.formats.controlnet_file import CONDITION, FileControlNet, RelativeControlNet
+from controlkit.models.formats.reading import DIFFUSERS_WEIGHTS, read_tensors
+from controlkit.models.formats.relative import control_lora_file
+from controlkit.models.formats.single_file import FileBase, empty_model, fitted
 from controlkit.models.formats.text import text_from_transformers, text_to_open_clip
 from controlkit.models.formats.unet import controlnet_to_ldm, unet_to_ldm
 from controlkit.models.formats.vae import vae_to_ldm
-from controlkit.models.locate import NOTES, read_json
+from controlkit.models.locate import NOTES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
-_WEIGHTS = "diffusion_pytorch_model"
-_STEMS = (_WEIGHTS, "model", "pytorch_model")
 _ARCHITECTURES: dict[Layout, str] = {
     "SD 1.x": "stable-diffusion-v1", "SD 2.x": "stable-diffusion-v2-512", "SDXL": "stable-diffusion-xl-v1-base",
 }  # fmt: skip
 
 
-def find_model(name: str, *, prediction: str | None = None, tokenizer: str | None = None) -> Base | ControlNet:
-    """What a folder or file is, a base or a ControlNet; any other kind is refused by its name."""
+def find_model(
+    name: str, *, prediction: str | None = None, tokenizer: str | None = None, base: str | None = None
+) -> Base | ControlNet:
+    """What a folder or file is, a base or a ControlNet; any other kind is refused by its name. `base` is what a
+    ControlNet adds to, where the file holds no more than that."""
     from pathlib import Path
 
     path = Path(name).expanduser()
     if path.is_file():
         kind = detect.kind_of(read_tensors(path))
-        if kind not in (detect.BASE, detect.CONTROLNET, detect.DIFFUSERS_CONTROLNET):
+        if kind not in (detect.BASE, *detect.CONTROLNETS):
             raise RequestError(f"{name} is: {kind}; expected a base or a ControlNet")
         is_base = kind == detect.BASE
     else:
         is_base = not (path / "config.json").is_file()
-    if is_base:
-        return find_base(name, prediction=prediction, tokenizer=tokenizer)
-    if prediction or tokenizer:
+    if not is_base and (prediction or tokenizer):
         raise RequestError(
             f"{name} is a ControlNet, for which --prediction and --tokenizer mean nothing; leave them out"
         )
-    return find_controlnet(name)
+    net = None if is_base else find_controlnet(name)
+    if base is not None and not isinstance(net, RelativeControlNet):
+        raise RequestError(f"{name} is whole and is added to no base; leave out --base")
+    if net is None:
+        return find_base(name, prediction=prediction, tokenizer=tokenizer)
+    return net.on(find_base(base)) if base is not None else net
 
 
 def to_diffusers(model: Base | ControlNet, out: Path) -> None:
@@ -91,26 +97,18 @@ def save_webui(net: ControlNet, out: Path) -> None:
     _write_file(out, *_controlnet_file(net))
 
 
+def save_control_lora(
+    tensors: dict[str, torch.Tensor], config: dict[str, Any], condition: str | None, out: Path
+) -> None:
+    """Write what a ControlNet adds to its base, given under diffusers' names, as a Control-LoRA's file."""
+    _write_file(out, control_lora_file(tensors, config), _net_metadata(config, "control-lora", out.stem, condition))
+
+
 def layout_of(base: Base) -> Layout:
     """Which of the original layouts a base has, by the structure of its UNet."""
     if base.is_xl:
         return "SDXL"
     return "SD 2.x" if base.unet.get("use_linear_projection") else "SD 1.x"
-
-
-def folder_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All weights in a component's folder: one file, or the several that an index names."""
-    for stem in _STEMS:
-        for ending in ("safetensors", "bin", "fp16.safetensors"):
-            index = folder / f"{stem}.{ending}.index.json"
-            if index.is_file():
-                names = sorted(set(read_json(index)["weight_map"].values()))
-            elif (folder / f"{stem}.{ending}").is_file():
-                names = [f"{stem}.{ending}"]
-            else:
-                continue
-            return {key: value for name in names for key, value in read_tensors(folder / name).items()}
-    raise RequestError(f"{folder} holds no weights; the folder is no whole copy of a model")
 
 
 def _need_free(out: Path) -> None:
@@ -150,7 +148,7 @@ def _write_component(
         model.config.dtype = "float32"  # transformers loads in the precision that is named here
         model.config.save_pretrained(folder)
     else:
-        stem = _WEIGHTS
+        stem = DIFFUSERS_WEIGHTS
         model.save_config(folder)
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(whole, folder / f"{stem}.safetensors", metadata={"format": "pt"})
@@ -172,11 +170,11 @@ def _base_file(base: Base) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     import torch
 
     layout = layout_of(base)
-    tensors = _prefixed(detect.UNET_PREFIX, unet_to_ldm(folder_tensors(base.part("unet")), base.unet))
-    tensors |= _prefixed(VAE_PREFIX, vae_to_ldm(folder_tensors(base.part("vae")), base.vae))
+    tensors = _prefixed(detect.UNET_PREFIX, unet_to_ldm(base.tensors("unet"), base.unet))
+    tensors |= _prefixed(VAE_PREFIX, vae_to_ldm(base.tensors("vae"), base.vae))
     configs: dict[str, Any] = {"unet": base.unet, "vae": base.vae, "scheduler": base.scheduler}
     for component, prefix in TEXT_PREFIXES[layout].items():
-        ours = folder_tensors(base.part(component))
+        ours = base.tensors(component)
         open_clip = prefix.endswith(".model.")
         tensors |= _prefixed(prefix, text_to_open_clip(ours) if open_clip else text_from_transformers(ours))
         configs[component] = base.config(component)
@@ -201,18 +199,20 @@ def _base_file(base: Base) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _controlnet_file(net: ControlNet) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    ours = net.tensors() if isinstance(net, FileControlNet) else folder_tensors(net.folder)
-    if net.config.get("addition_embed_type") == "text_time":
-        layout: Layout = "SDXL"
-    else:
-        layout = "SD 2.x" if net.config.get("use_linear_projection") else "SD 1.x"
     metadata = {
-        **_modelspec(f"{_ARCHITECTURES[layout]}/controlnet", net.folder.name, None),
+        **_net_metadata(net.config, "controlnet", net.folder.name, net.condition),
         CONFIGS: json.dumps({"controlnet": net.config}),
     }
-    if net.condition:
-        metadata |= {CONDITION: net.condition, "modelspec.preprocessor": net.condition}
-    return _prefixed("control_model.", controlnet_to_ldm(ours, net.config)), metadata
+    return _prefixed("control_model.", controlnet_to_ldm(net.tensors(), net.config)), metadata
+
+
+def _net_metadata(config: dict[str, Any], kind: str, title: str, condition: str | None) -> dict[str, str]:
+    if config.get("addition_embed_type") == "text_time":
+        layout: Layout = "SDXL"
+    else:
+        layout = "SD 2.x" if config.get("use_linear_projection") else "SD 1.x"
+    trained_on = {CONDITION: condition, "modelspec.preprocessor": condition} if condition else {}
+    return {**_modelspec(f"{_ARCHITECTURES[layout]}/{kind}", title, None), **trained_on}
 
 
 def _modelspec(architecture: str, title: str, resolution: str | None) -> dict[str, str]:

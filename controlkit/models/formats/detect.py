@@ -13,21 +13,27 @@ if TYPE_CHECKING:
 BASE = "base"
 CONTROLNET = "ControlNet"
 DIFFUSERS_CONTROLNET = "ControlNet, diffusers' names"
+CONTROL_LORA = "Control-LoRA"
+DIFFERENCE_CONTROLNET = "difference ControlNet"
 VAE = "VAE"
 DIFFUSERS_VAE = "VAE, diffusers' names"
 LORA = "LoRA"
 EMBEDDING = "textual inversion"
+HYPERNETWORK = "hypernetwork"
 UNKNOWN = "unknown"
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIXES = ("first_stage_model.", "vae.", "")
 CONTROLNET_PREFIXES = ("control_model.", "")
+RELATIVE_CONTROLNETS = (CONTROL_LORA, DIFFERENCE_CONTROLNET)
+CONTROLNETS = (CONTROLNET, DIFFUSERS_CONTROLNET, *RELATIVE_CONTROLNETS)
 
 _LORA_ANYWHERE = re.compile(
     r"\.lora_[AB]\.|\.lora\.(down|up)|_lora\.(down|up)|lora_linear_layer|hada_w1_a|lokr_w[12]|unet:\d+:up"
 )
 _LORA_START = re.compile(r"lora_unet_|lora_te\d?_|lycoris_")
 _LORA_END = (".diff", ".on_input", ".w_norm")
+_HYPERNETWORK = re.compile(r"\d+\.[01]\.linear[.12]")
 _REFUSED_PARTS = {
     "motion_modules": "AnimateDiff",
     "temporal_res_block": "Stable Video Diffusion",
@@ -37,7 +43,7 @@ _REFUSED_PARTS = {
 
 
 def kind_of(file: TensorFile) -> str:
-    """One of the names above, or that of a kind which is only named ("Control-LoRA"), or UNKNOWN."""
+    """One of the names above, or that of a kind which is only named ("IP-Adapter"), or UNKNOWN."""
     names = set(file)
 
     def has(*wanted: str) -> bool:
@@ -47,13 +53,13 @@ def kind_of(file: TensorFile) -> str:
         return any(test(name) for name in names)
 
     if has("lora_controlnet"):
-        return "Control-LoRA"
+        return CONTROL_LORA
     if some(lambda name: "lllite" in name):
         return "ControlNet-LLLite"
     if _is_embedding(file):
         return EMBEDDING
-    if "layer_structure.0" in file.facts or "activation_func" in file.facts:
-        return "hypernetwork"
+    if some(_HYPERNETWORK.match):
+        return HYPERNETWORK
     if some(lambda name: _LORA_START.match(name) or _LORA_ANYWHERE.search(name) or name.endswith(_LORA_END)):
         return LORA
     if some(lambda name: name.startswith("image_proj.")) and some(lambda name: name.startswith("ip_adapter.")):
@@ -63,7 +69,7 @@ def kind_of(file: TensorFile) -> str:
             return kind
     for prefix in CONTROLNET_PREFIXES:
         if has(f"{prefix}zero_convs.0.0.weight"):
-            return "difference ControlNet" if has("difference") else CONTROLNET
+            return DIFFERENCE_CONTROLNET if has("difference") else CONTROLNET
     if has("controlnet_cond_embedding.conv_in.weight"):
         union = has("task_embedding") or has("control_add_embedding.linear_1.bias")
         return "ControlNet-Union" if union else DIFFUSERS_CONTROLNET

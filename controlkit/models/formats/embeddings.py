@@ -76,6 +76,11 @@ def rewrite(prompt: str, embeddings: list[Embedding]) -> str:
     return prompt
 
 
+def is_inside(token: str) -> bool:
+    """Whether a token is a vector of an embedding, but not its first: no place to part a text."""
+    return re.fullmatch(r"<\|vector-\d+-[1-9]\d*\|>", token) is not None
+
+
 def say_unused(embeddings: list[Embedding], prompts: tuple[str, ...], say: Callable[[str], None]) -> None:
     rewritten = "".join(rewrite(prompt, embeddings) for prompt in prompts)
     for number, embedding in enumerate(embeddings):

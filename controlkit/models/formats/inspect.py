@@ -12,8 +12,9 @@ from controlkit.models.bases import family
 from controlkit.models.formats import detect
 from controlkit.models.formats.configs import CONFIGS, stated_configs
 from controlkit.models.formats.contents import base_contents
+from controlkit.models.formats.controlnet_file import RelativeControlNet, open_controlnet
+from controlkit.models.formats.hypernetworks import family_of
 from controlkit.models.formats.reading import TensorFile, read_tensors
-from controlkit.models.formats.single_file import open_controlnet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +24,7 @@ _STATED_FAMILIES = {"sd_v1": "SD 1.x", "sd_v2": "SD 2.x", "sdxl": "SDXL"}
 # The ends of the names of a low-rank layer, and which axis of that tensor is the rank.
 _RANK_AXES = {
     "lora_down.weight": 0, "lora_A.weight": 0, "lora.down.weight": 0, "_lora.down.weight": 0,
-    "lora_linear_layer.down.weight": 0, "hada_w1_b": 0, "lokr_w1_b": 0, "lokr_w2_b": 0,
+    "lora_linear_layer.down.weight": 0, "hada_w1_b": 0, "lokr_w1_b": 0, "lokr_w2_b": 0, ".down": 0,
 }  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def inspect_file(path: Path) -> dict[str, Any]:
     """Kind, family, prediction, precision, size and metadata of a model file, as JSON has them."""
     file = read_tensors(path)
     kind = detect.kind_of(file)
-    ranks = lora_ranks(file) if kind == detect.LORA else {}
+    ranks = lora_ranks(file) if kind in (detect.LORA, detect.CONTROL_LORA) else {}
     return {
         "path": str(path),
         "bytes": path.stat().st_size,
@@ -91,9 +92,10 @@ def _of_kind(file: TensorFile, kind: str) -> dict[str, Any]:
                 "prediction_guessed": found.guessed and not scheduler,
                 "averaged_weights": any(name.startswith("model_ema.") for name in file),
             }
-        if kind in (detect.CONTROLNET, detect.DIFFUSERS_CONTROLNET):
+        if kind in detect.CONTROLNETS:
             net = open_controlnet(str(file.path))
-            return {"family": family(net.config), "condition": net.condition}
+            of_net = net.family if isinstance(net, RelativeControlNet) else family(net.config)
+            return {"family": of_net, "condition": net.condition}
     except RequestError as reason:
         return {"family": None, "problem": str(reason)}
     if kind == detect.LORA:
@@ -101,4 +103,6 @@ def _of_kind(file: TensorFile, kind: str) -> dict[str, Any]:
     if kind == detect.EMBEDDING:
         widths = {shape[-1] for shape in file.shapes.values() if shape}
         return {"family": "SDXL" if 1280 in widths else next((_FAMILIES[w] for w in widths if w in _FAMILIES), None)}
+    if kind == detect.HYPERNETWORK:
+        return {"family": family_of([int(name.partition(".")[0]) for name in file])}
     return {"family": None}

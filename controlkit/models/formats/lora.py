@@ -19,7 +19,7 @@ from controlkit.models.formats import detect
 from controlkit.models.formats.inspect import lora_family
 from controlkit.models.formats.lora_deltas import REFUSED, ROLES, delta_size, weight_delta
 from controlkit.models.formats.names import renamed
-from controlkit.models.formats.reading import TensorFile, read_tensors
+from controlkit.models.formats.reading import TensorFile, read_tensors, weighted_file
 from controlkit.models.formats.single_file import empty_model
 from controlkit.models.formats.unet import unet_table
 
@@ -44,11 +44,8 @@ class Lora:
 
     @staticmethod
     def parse(text: str) -> Lora:
-        """`PATH[@WEIGHT]`; `@…` counts only if all behind it is a number."""
-        path, at, behind = text.rpartition("@")
-        if at and re.fullmatch(r"-?\d*\.?\d+", behind):
-            return Lora(Path(path), float(behind))
-        return Lora(Path(text))
+        """`FILE[@WEIGHT]`."""
+        return Lora(*weighted_file(text))
 
 
 @dataclass

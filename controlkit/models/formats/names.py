@@ -5,7 +5,7 @@ A key is looked up by its longest beginning of whole dotted parts, so `input_blo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from controlkit.errors import RequestError
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, torch.Tensor]
 
 
+Value = TypeVar("Value")
+"""A tensor, or its shape."""
+
+
 def renamed(key: str, table: Mapping[str, str]) -> str | None:
     """The key in the other layout; None if the table has no place for it."""
     parts = key.split(".")
@@ -28,7 +32,7 @@ def renamed(key: str, table: Mapping[str, str]) -> str | None:
     return None
 
 
-def rename(tensors: Tensors, table: Mapping[str, str], what: str) -> dict[str, torch.Tensor]:
+def rename(tensors: Mapping[str, Value], table: Mapping[str, str], what: str) -> dict[str, Value]:
     """All tensors under their names in the other layout; refused if one has no place there."""
     names = {key: renamed(key, table) for key in tensors}
     if strange := sorted(key for key, there in names.items() if there is None):

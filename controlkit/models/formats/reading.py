@@ -8,19 +8,23 @@ The older pickle has neither, so it is read whole.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from controlkit.errors import RequestError
+from controlkit.models.locate import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import torch
 
 Shape = tuple[int, ...]
 
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
+_STEMS = (DIFFUSERS_WEIGHTS, "model", "pytorch_model")
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors' own
 _SAFETENSORS_DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
@@ -69,6 +73,29 @@ def read_tensors(path: Path) -> TensorFile:
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return _Pickled(path, "torch zip" if start[:1] == b"P" else "torch pickle")
     _refuse(path, start)
+
+
+def weighted_file(text: str) -> tuple[Path, float]:
+    """`FILE[@WEIGHT]`, 1 unless said; `@…` counts only if all behind it is a number."""
+    path, at, behind = text.rpartition("@")
+    if at and re.fullmatch(r"-?\d*\.?\d+", behind):
+        return Path(path), float(behind)
+    return Path(text), 1.0
+
+
+def folder_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights in a component's folder: one file, or the several that an index names."""
+    for stem in _STEMS:
+        for ending in ("safetensors", "bin", "fp16.safetensors"):
+            index = folder / f"{stem}.{ending}.index.json"
+            if index.is_file():
+                names = sorted(set(read_json(index)["weight_map"].values()))
+            elif (folder / f"{stem}.{ending}").is_file():
+                names = [f"{stem}.{ending}"]
+            else:
+                continue
+            return {key: value for name in names for key, value in read_tensors(folder / name).items()}
+    raise RequestError(f"{folder} holds no weights; the folder is no whole copy of a model")
 
 
 def _refuse(path: Path, start: bytes) -> NoReturn:

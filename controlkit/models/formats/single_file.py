@@ -1,4 +1,4 @@
-"""Bases and ControlNets in a single file, standing wherever a folder does.
+"""Bases in a single file, standing wherever a folder does; ControlNets stand in `controlnet_file.py`.
 
 Their configs are read from the shapes, their weights straight from the file when a component is loaded. Nothing is
 written: a folder in the cache would double every checkpoint on the disk, keep each process of a launch waiting for the
@@ -14,21 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import RequestError
 from controlkit.models.bases import Base
-from controlkit.models.controlnets import ControlNet
-from controlkit.models.formats import detect
-from controlkit.models.formats.configs import controlnet_config, stated_configs
 from controlkit.models.formats.contents import Contents, base_contents
-from controlkit.models.formats.names import Part, inverse, renamed
-from controlkit.models.formats.reading import TensorFile, read_tensors
+from controlkit.models.formats.names import inverse, renamed
+from controlkit.models.formats.reading import read_tensors
 from controlkit.models.formats.tokenizers import OPEN_CLIP_PADDING, find_tokenizer, load_tokenizer
-from controlkit.models.formats.unet import controlnet_from_ldm, unet_table
+from controlkit.models.formats.unet import unet_table
 from controlkit.models.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
-
-CONDITION = "controlkit.condition"
-"""In the metadata of a ControlNet of ours: the control type it was trained on."""
 
 _CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -46,7 +40,7 @@ _SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_
 class FileBase(Base):
     """A base in a single file; `folder` is the file."""
 
-    contents: Contents = field(kw_only=True)
+    contents: Contents = field(kw_only=True, compare=False)  # follows from the file
     tokenizer: Path = field(kw_only=True)
 
     @cached_property
@@ -100,6 +94,9 @@ class FileBase(Base):
     def config(self, component: str) -> dict[str, Any]:
         return self.contents.configs[component]
 
+    def tensors(self, component: str) -> dict[str, torch.Tensor]:
+        return self.contents.tensors(component)
+
     def load(self, component: str, **options: Any) -> Any:
         quiet_libraries()
         if component.startswith("tokenizer"):
@@ -109,7 +106,7 @@ class FileBase(Base):
 
             return getattr(diffusers, self.scheduler["_class_name"]).from_config(self.scheduler)
         model = empty_model(component, self.contents.configs[component])
-        return fill(model, self.contents.tensors(component), options.get("torch_dtype"), f"base {self.name!r}")
+        return fill(model, self.tensors(component), options.get("torch_dtype"), f"base {self.name!r}")
 
     def tokenizer_folder(self, component: str) -> Path:
         """Of the second tokenizer: the one beside the first, where the user gave a whole pipeline."""
@@ -122,40 +119,6 @@ class FileBase(Base):
             return str(stated["pad_token"])
         open_clip = component == "tokenizer_2" or self.contents.layout == "SD 2.x"
         return OPEN_CLIP_PADDING if open_clip else None
-
-
-@dataclass(frozen=True)
-class FileControlNet(ControlNet):
-    """A ControlNet in a single file; `folder` is the file."""
-
-    file: TensorFile = field(kw_only=True)
-    part: Part = field(kw_only=True)
-    ldm: bool = field(kw_only=True)
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        if (stated := stated_configs(self.file).get("controlnet")) is not None:
-            return stated
-        try:
-            return controlnet_config(self.part.shapes(self.file), ldm=self.ldm)
-        except (KeyError, IndexError) as reason:
-            raise RequestError(f"{self.file.path} lacks the tensor {reason}; it is no whole ControlNet") from None
-        except RequestError as reason:
-            raise RequestError(f"{self.file.path}: {reason}") from None
-
-    @cached_property
-    def condition(self) -> str | None:
-        return self.file.metadata.get(CONDITION) or self.file.metadata.get("modelspec.preprocessor")
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Under diffusers' names."""
-        theirs = self.part.tensors(self.file)
-        return controlnet_from_ldm(theirs, self.config) if self.ldm else theirs
-
-    def load(self, **options: Any) -> Any:
-        quiet_libraries()
-        model = empty_model("controlnet", self.config)
-        return fill(model, self.tensors(), options.get("torch_dtype"), f"ControlNet {self.name!r}")
 
 
 def open_base(name: str, *, prediction: str | None = None, tokenizer: str | None = None) -> FileBase:
@@ -171,21 +134,6 @@ def open_base(name: str, *, prediction: str | None = None, tokenizer: str | None
     words = contents.configs["text_encoder"]["vocab_size"]
     found = find_tokenizer(tokenizer, path.parent, words=words, what=f"base {name!r}")
     return FileBase(name, path, prediction, contents=contents, tokenizer=found)
-
-
-def open_controlnet(name: str) -> FileControlNet:
-    """A ControlNet in a single file; everything but the weights is read and checked."""
-    path = Path(name).expanduser()
-    file = read_tensors(path)
-    kind = detect.kind_of(file)
-    if kind == detect.DIFFUSERS_CONTROLNET:
-        return FileControlNet(name, path, file=file, part=Part.of(file, ""), ldm=False)
-    if kind != detect.CONTROLNET:
-        raise RequestError(
-            f"ControlNet {name!r} is: {kind}; expected a ControlNet of Stable Diffusion 1.x, 2.x or SDXL"
-        )
-    prefix = next(each for each in detect.CONTROLNET_PREFIXES if f"{each}zero_convs.0.0.weight" in file)
-    return FileControlNet(name, path, file=file, part=Part.of(file, prefix), ldm=True)
 
 
 def empty_model(component: str, config: dict[str, Any]) -> Any:

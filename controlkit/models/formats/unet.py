@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from controlkit.models.formats.names import inverse, rename
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
-    from controlkit.models.formats.names import Tensors
+    from controlkit.models.formats.names import Tensors, Value
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -32,7 +34,7 @@ def unet_to_ldm(tensors: Tensors, config: dict[str, Any]) -> dict[str, torch.Ten
     return rename(tensors, unet_table(config), "UNet")
 
 
-def controlnet_from_ldm(tensors: Tensors, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+def controlnet_from_ldm(tensors: Mapping[str, Value], config: dict[str, Any]) -> dict[str, Value]:
     return rename(tensors, inverse(controlnet_table(config)), "ControlNet")
 
 
