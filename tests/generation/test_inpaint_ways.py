@@ -168,7 +168,7 @@ def test_nets_and_bases_for_holes_need_one(files, tmp_path, capsys):
 # Outpainting
 
 
-@pytest.mark.parametrize("way", ["repaint", "model", "controlnet"])
+@pytest.mark.parametrize("way", ["repaint", "controlnet"])
 def test_a_picture_is_enlarged_and_its_old_part_stays(files, tmp_path, way, capsys):
     """Maps of the old size and of the new one are the same control, black where there was no picture."""
     picture, edges = pixels(files / "picture.png"), pixels(files / "edges.png")
