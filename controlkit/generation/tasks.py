@@ -47,9 +47,8 @@ def seams(plan: Plan, pipeline: Any, nets: list[Any]) -> Iterator[None]:
     request = plan.request
     with ExitStack() as hooks:
         hooks.enter_context(control_modes(nets, _modes(plan), guided=plan.guided))
-        of_filler = [None] if plan.filler else []
         regions = [region.pixels if region else None for region in plan.regions]
-        hooks.enter_context(weighed_residuals(nets, [*plan.layers, *of_filler], [*regions, *of_filler]))
+        hooks.enter_context(weighed_residuals(nets, plan.layers, regions))
         if request.cfg_interval != WHOLE:  # before what reads the two halves
             hooks.enter_context(guided_within(pipeline, request.cfg_interval))
         if plan.canvas and not request.repaints:
