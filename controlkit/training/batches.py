@@ -21,7 +21,7 @@ from controlkit.models.inpaint_hint import INPAINT, inpaint_hint
 from controlkit.training.draws import positions, positions_alike, uniform
 from controlkit.training.noise import draw_noise
 from controlkit.training.objective_config import ObjectiveConfig
-from controlkit.training.stopping import stay_for_the_parent
+from controlkit.training.stopping import live_with_the_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -325,7 +325,7 @@ def make_batches(
         num_workers=workers,
         pin_memory=pin,
         multiprocessing_context="spawn" if workers else None,
-        worker_init_fn=stay_for_the_parent,
+        worker_init_fn=live_with_the_parent,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -79,7 +81,16 @@ def leave(reason: Reason, step: int, steps: int, max_minutes: float | None, say:
         raise KeyboardInterrupt
 
 
-def stay_for_the_parent(worker: int) -> None:
-    """For processes that read ahead: signals go to the whole group, and the training still needs their rows."""
+def live_with_the_parent(worker: int) -> None:
+    """For processes that read ahead: signals go to the whole group, and the training still needs their rows; killed, it
+    takes them along. torch only looks whether their parent changes, and so leaves those for ever that were still
+    starting."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)

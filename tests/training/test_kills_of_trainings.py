@@ -1,17 +1,12 @@
 """Killed without warning, at any moment, and gone on with: nothing tells the run from an unbroken one."""
 
-import os
 import random
-import subprocess
-import sys
 import time
 
-import psutil
 import pytest
 
 from controlkit.training.checkpoints import newest_checkpoint
-from tests.launcher import ROOT, launch_two
-from tests.launcher import run as run_alone
+from tests.training.forked_training import ForkedTraining
 from tests.training.test_train import metrics
 
 SETTINGS = [
@@ -25,30 +20,10 @@ def arguments_of(dataset, run, steps, workers):
     return [f"data.path={dataset}", f"output={run}", f"steps={steps}", f"data.workers={workers}", *SETTINGS, "--quiet"]
 
 
-def start(arguments, processes):
-    """The training in processes of their own."""
-    script = str(ROOT / "train_controlnet.py")
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"] if processes == 2 else []
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *launcher, script, *arguments],
-        env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
-def kill(process):
-    """All of it at once: a launcher's processes are in sessions of their own."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for each in family:
-        each.kill()
-    psutil.wait_procs(family, timeout=60)
-    process.wait()
-
-
-def wait_for(process, condition):
-    """Whether it came before the process ended."""
+def wait_for(training, condition):
+    """Whether it came before the training ended."""
     deadline = time.monotonic() + 600
-    while process.poll() is None:
+    while training.runs:
         assert time.monotonic() < deadline
         if condition():
             return True
@@ -56,18 +31,17 @@ def wait_for(process, condition):
     return False
 
 
-def kill_at_a_moment(process, run, chance, number):
+def kill_at_a_moment(training, run, chance, number):
     """Each third time while a checkpoint is written, else a random while behind a step; whether it was in time."""
-    unfinished, log = run / "checkpoints", run / "metrics.jsonl"
+    log = run / "metrics.jsonl"
     before = log.read_bytes() if log.exists() else b""
-    moved = wait_for(process, lambda: log.exists() and log.read_bytes() not in (b"", before))
+    moved = wait_for(training, lambda: log.exists() and log.read_bytes() not in (b"", before))
     if number % 3 == 0:
-        moved = moved and wait_for(process, lambda: any(unfinished.glob(".unfinished-*")))
+        moved = moved and wait_for(training, lambda: any((run / "checkpoints").glob(".unfinished-*")))
     else:
         limit = time.monotonic() + chance.uniform(0, 4)
-        moved = moved and wait_for(process, lambda: time.monotonic() > limit)
-    if moved:
-        kill(process)
+        moved = moved and wait_for(training, lambda: time.monotonic() > limit)
+    training.kill()
     return moved
 
 
@@ -82,28 +56,21 @@ def everything(run):
 
 def unbroken_and_killed(dataset, tmp_path, *, processes, workers, steps, kills):
     chance = random.Random(f"{processes} {workers}")
-    run = tmp_path / "killed"
-    done = 0
-    while done < kills:
-        process = start([*arguments_of(dataset, run, steps, workers), "--resume"], processes)
-        assert kill_at_a_moment(process, run, chance, done), f"the run ended behind {done} kills; give it more steps"
-        done += 1
-    for name, resume in (("killed", ["--resume"]), ("whole", [])):
-        arguments = [
-            str(ROOT / "train_controlnet.py"),
-            *arguments_of(dataset, tmp_path / name, steps, workers),
-            *resume,
-        ]
-        ended = launch_two(*arguments) if processes == 2 else run_alone(*arguments, cwd=ROOT)
-        assert ended.returncode == 0, ended.stderr
-    ours, theirs = everything(run), everything(tmp_path / "whole")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+
+    def begin(run, *options):
+        arguments = [*arguments_of(dataset, run, steps, workers), *options]
+        return ForkedTraining(arguments, processes, tmp_path / "log.txt")
+
+    for number in range(kills):
+        in_time = kill_at_a_moment(begin(killed, "--resume"), killed, chance, number)
+        assert in_time, f"the run ended behind {number} kills: {(tmp_path / 'log.txt').read_text()}"
+    begin(killed, "--resume").end()
+    begin(whole).end()
+    ours, theirs = everything(killed), everything(whole)
     assert ours[0] == theirs[0]
     assert ours[1].keys() == theirs[1].keys()
     assert ours[1] == theirs[1]
-
-
-def test_killed_while_it_writes_a_checkpoint(dataset, tmp_path):
-    unbroken_and_killed(dataset, tmp_path, processes=1, workers=0, steps=8, kills=1)
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from controlkit.training.config import TrainConfig
 from controlkit.training.guard import Guard
 from controlkit.training.launch import make_accelerator
 from controlkit.training.run import RunError
-from tests.launcher import launch_two
+from tests.launcher import ROOT, launch_two, run
 from tests.training.test_base import TINY
 from tests.training.test_train import SETTINGS, metrics, same, steps_of, train, weights
 
@@ -258,6 +258,29 @@ def test_one_goes_on_from_before_the_rise(tmp_path):
     saved(tmp_path, 5, 0.1)
     drop_old_checkpoints(tmp_path, 1)
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-000005"]
+
+
+# Killed
+
+
+def test_a_worker_ends_with_a_training_that_is_killed_while_it_starts(tmp_path):
+    """Left alone it would hold its memory for ever; and this pipe, on whose end `run` waits."""
+    script = tmp_path / "killed.py"
+    script.write_text("""
+import multiprocessing, os, pathlib, time
+
+def read_ahead():
+    from controlkit.training.stopping import live_with_the_parent
+    pathlib.Path("started").touch()
+    live_with_the_parent(0)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=read_ahead).start()
+    os._exit(0)
+""")
+    assert run(str(script), cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300).stderr == ""
+    assert (tmp_path / "started").exists()
 
 
 # Full disks
