@@ -97,6 +97,7 @@ def trained(dataset, tmp_path_factory) -> Path:
         "checkpoint_every=2",
         "samples.count=2",
         "samples.steps=2",
+        "watch.every=0",
     ]
     assert main(["train", f"data.path={dataset}", f"output={run}", *settings, "samples.every=4", "--quiet"]) == 0
     return run

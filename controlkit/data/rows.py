@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from controlkit.errors import RequestError, known
 from controlkit.processes import Processes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -34,8 +34,8 @@ WORLDS: dict[str, Callable[[int | None, Callable[[str], None]], Path]] = {}
 
 @dataclass(frozen=True)
 class Row:
-    """One picture. `content` is its SHA-256: it names the row whatever the file is called. `control`, `label` and
-    `mask` are there where they were asked for; a row without a mask counts as a whole."""
+    """One picture. `content` is its SHA-256: it names the row whatever the file is called. `control`, `label`,
+    `mask` and `columns` are there where they were asked for; a row without a mask counts as a whole."""
 
     file_name: str
     picture: Readable
@@ -44,6 +44,7 @@ class Row:
     control: Readable | None = None
     label: str | None = None
     mask: Readable | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def caption(self) -> str:
@@ -65,6 +66,7 @@ def read_datasets(
     maps: str | None = None,
     label: str | None = None,
     mask: str | None = None,
+    columns: Collection[str] = (),
     without_maps: bool = False,
     say: Callable[[str], None] = lambda text: None,
     processes: Processes | None = None,
@@ -78,7 +80,14 @@ def read_datasets(
         row
         for data in found
         for row in read_dataset(
-            data, condition, maps=folder, label=label, mask=mask, without_maps=without_maps, processes=processes
+            data,
+            condition,
+            maps=folder,
+            label=label,
+            mask=mask,
+            columns=columns,
+            without_maps=without_maps,
+            processes=processes,
         )
     ]
 
@@ -90,12 +99,14 @@ def read_dataset(
     maps: Path | None = None,
     label: str | None = None,
     mask: str | None = None,
+    columns: Collection[str] = (),
     without_maps: bool = False,
     processes: Processes | None = None,
 ) -> list[Row]:
     """The rows of a dataset in any form, in its order: with a `condition` those that have a map of that type (those
     `without_maps` too, if asked for), which for the first of two folders lie in `maps`; with a `label` the value of
-    that column, or of `column.key` in its JSON; with a `mask` the map of that name.
+    that column, or of `column.key` in its JSON; with a `mask` the map of that name; of these `columns` those that it
+    has.
 
     Called by all processes together, each hashes its share of the pictures.
     """
@@ -112,7 +123,16 @@ def read_dataset(
     _refuse_missing(data, condition, found, controls)
     _refuse_missing(data, None, found, masks)
     return [
-        Row(each.file_name, each.picture, each.captions, content, control, label and _label(each, label), own_mask)
+        Row(
+            each.file_name,
+            each.picture,
+            each.captions,
+            content,
+            control,
+            label and _label(each, label),
+            own_mask,
+            {name: str(each.columns[name]) for name in columns if name in each.columns},
+        )
         for each, control, own_mask, content in zip(
             found, controls, masks, _contents(data, found, controls, processes or Processes()), strict=True
         )

@@ -26,6 +26,7 @@ from controlkit.data.pictures import cover, read_picture, resize_picture
 from controlkit.data.rows import held_out, read_datasets
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
+from controlkit.evaluation.contents import CONTENT_JUDGES
 from controlkit.evaluation.obedience import judge_of_rows
 from controlkit.evaluation.scores import Score, paired_share
 from controlkit.files import atomic_write_bytes
@@ -184,15 +185,16 @@ def evaluate(
     progress(0, len(mine))
     for done, number in enumerate(mine):
         picture, control_map = reader.read(rows[number])
-        other_picture, other_map = reader.read(rows[(number + 1) % len(rows)])
+        other = rows[(number + 1) % len(rows)]
+        other_picture, other_map = reader.read(other)
         painted = {
             "control": easel.paint(number, rows[number], control_map),
             "no_control": easel.paint(number, rows[number], None),
             "vae": easel.through_vae(picture),
             "real": picture,
         }
-        seen = {row: judge.measure(made, control_map, picture) for row, made in painted.items()}
-        seen["chance"] = judge.measure(painted["control"], other_map, other_picture)
+        seen = {row: judge.measure_row(rows[number], made, control_map, picture) for row, made in painted.items()}
+        seen["chance"] = judge.measure_row(other, painted["control"], other_map, other_picture)
         files = {row: easel.names[number, row] for row in ("control", "no_control")}
         cases.append(Case.of(number, rows[number], judge, seen, files, number))
         shown.append(seen)
@@ -202,7 +204,7 @@ def evaluate(
 
 def questioned_rows(question: Question, condition: str, say: Callable[[str], None], processes: Processes) -> list[Row]:
     """The rows that are asked about, with their maps."""
-    rows = read_datasets(question.data, condition, say=say, processes=processes)
+    rows = read_datasets(question.data, condition, columns=CONTENT_JUDGES, say=say, processes=processes)
     if question.held_out is not None:
         rows = [row for row in rows if held_out(row.content, question.held_out)]
     rows = rows[: question.num]

@@ -59,9 +59,9 @@ def evaluate_pictures(
         made, control_map, picture = reader.read(place)
         other, size = rows[pairs[(place + 1) % len(pairs)][0]], (made.shape[1], made.shape[0])
         seen = {
-            "control": judge.measure(made, control_map, picture),
-            "real": judge.measure(picture, control_map, picture),
-            "chance": judge.measure(made, *_at_size(other, size, judge)),
+            "control": judge.measure_row(rows[number], made, control_map, picture),
+            "real": judge.measure_row(rows[number], picture, control_map, picture),
+            "chance": judge.measure_row(other, made, *_at_size(other, size, judge)),
         }
         files = {"control": str(path)}
         cases.append(Case.of(number, rows[number], judge, seen, files, place))

@@ -6,7 +6,7 @@ Which annotator reads the pictures is told by the map, if it was made here, else
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from controlkit.data.check import LINES
 from controlkit.data.geometry import fit_map
 from controlkit.data.ledger import read_entry
 from controlkit.errors import RequestError
+from controlkit.evaluation.contents import CONTENT_JUDGES, ContentJudge
 from controlkit.evaluation.metrics import Metric, edge_f1, map_metrics
 from controlkit.evaluation.pose_metrics import NEAR, average_precision, matches, share_found
 
@@ -35,13 +36,19 @@ POSE_METRICS = (
 
 @dataclass(frozen=True)
 class Judge:
-    """Reads pictures of one condition with an annotator, and scores them against what they should have been."""
+    """Reads pictures of one condition with an annotator, and scores them against what they should have been. Where the
+    rows say exactly what they hold, in the column `contents[0]`, that is scored too."""
 
     annotator: Any
+    contents: tuple[str, ContentJudge] | None = None
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The leading one first."""
+        return (*self._of_maps, *(self.contents[1].metrics if self.contents else ()))
+
+    @property
+    def _of_maps(self) -> tuple[Metric, ...]:
         return POSE_METRICS if self.annotator.type == "pose" else map_metrics(self.annotator.type)
 
     @property
@@ -52,9 +59,17 @@ class Judge:
     def lower_is_better(self) -> bool:
         return self.metrics[0].lower_is_better
 
+    def measure_row(self, row: Row, made: Image, control: Image, picture: Image | None) -> dict[str, Any]:
+        """What a picture made for a row shows by each metric that says something of it."""
+        shown = self.measure(made, control, picture)
+        if self.contents:
+            column, judge = self.contents
+            shown |= judge.measure(made, row.columns[column])
+        return shown
+
     def measure(self, made: Image, control: Image, picture: Image | None) -> dict[str, Any]:
-        """What a picture made under `control` shows by each metric that says something of it. Poses are compared with
-        those that are read in the real `picture`."""
+        """What a picture made under `control` shows of it. Poses are compared with those that are read in the real
+        `picture`."""
         if self.annotator.type != "pose":
             found = self.annotator(made)
             wanted = self._fitted(control, found)
@@ -62,7 +77,7 @@ class Judge:
             return {}
         else:
             found, wanted = self.annotator.keypoints(made), self.annotator.keypoints(picture)
-        shown = {metric.name: metric.measure(found, wanted) for metric in self.metrics}
+        shown = {metric.name: metric.measure(found, wanted) for metric in self._of_maps}
         return {name: value for name, value in shown.items() if value is not None}
 
     def score(self, made: Image, control: Image, picture: Image | None) -> float | None:
@@ -124,4 +139,7 @@ def judge_of_rows(asked: str, condition: str, rows: Sequence[Row]) -> Judge:
     judge = find_judge(condition, control if isinstance(control, Path) else None)
     if isinstance(judge, str):
         raise RequestError(f"{asked}: {judge}")
+    for column, make in CONTENT_JUDGES.items():
+        if all(column in row.columns for row in rows):
+            return replace(judge, contents=(column, make()))
     return judge

@@ -137,7 +137,7 @@ def test_workers_read_parts_of_files_too(make, dataset, tmp_path):
 def test_a_run_on_any_form_is_the_same_run(make, dataset, tmp_path):
     """With the cache: what another form brought into it is found, since the bytes are the same."""
     path, condition, maps = make(dataset, tmp_path / "out")
-    settings = ["steps=2", "batch_size=2", "samples.every=0", "-q"]
+    settings = ["steps=2", "batch_size=2", "samples.every=0", "watch.every=0", "-q"]
     named = [f"data.path={path}", f"data.condition={condition}", *([f"data.maps={maps}"] if maps else [])]
     assert main(["train", *named, *settings, f"output={tmp_path / 'one'}"]) == 0
     assert main(["train", f"data.path={dataset}", *settings, f"output={tmp_path / 'other'}"]) == 0

@@ -68,7 +68,7 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
         "eta": 0.0, "cfg_interval": [0.0, 1.0], "cfg_rescale": 0.0, "clip_skip": 1, "resize": "crop",
         "control_half": False, "vae_tiling": False,
         "seed": 4, "together": [4], "width": 64, "height": 48, "annotate": False, "image": None, "mask": None,
-        "compile": None, "device": "cpu", "dtype": "float32",
+        "inpaint_controlnet": None, "compile": None, "device": "cpu", "dtype": "float32",
         "base": {
             "name": "random-sd15", "sha256": weights_sha256(find_base("random-sd15").folder),
             "prediction": "epsilon", "tokenizer": None,

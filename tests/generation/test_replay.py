@@ -192,7 +192,7 @@ def test_every_sampler_has_a_name_there():
     plain = {"prompt": "p", "negative": "", "plain_prompt": False,
              "loras": [{"file": "a/b.safetensors", "weight": 0.5}], "hypernetworks": [], "steps": 1,
              "cfg": 1.0, "seed": 1, "width": 8, "height": 8, "vae": None, "image": None, "eta": 0.0, "clip_skip": 1,
-             "controls": [], "base": {"name": "a/m.safetensors", "sha256": "0123456789abcdef"},
+             "controls": [], "mask": None, "base": {"name": "a/m.safetensors", "sha256": "0123456789abcdef"},
              "versions": {"controlkit": "0"}}  # fmt: skip
     texts = [infotext({**plain, "sampler": name}) for name in SAMPLERS]
     assert len(set(texts)) == len(SAMPLERS)

@@ -165,6 +165,7 @@ SETTINGS = [
     "batch_size=2",
     "checkpoint_every=3",
     "samples.steps=1",
+    "watch.every=0",
     "lr=1e-3",
     "-q",
 ]

@@ -196,7 +196,14 @@ def test_a_short_run_encodes_the_rows_that_it_sees(dataset, fresh_cache):
 
 def test_another_run_builds_nothing(dataset, tmp_path, fresh_cache, capsys):
     """Another folder, learning rate, optimizer setting, seed of the noise, batch size: nothing is encoded anew."""
-    settings = [f"data.path={dataset}", "steps=12", "batch_size=4", "data.held_out=0", "samples.every=0"]
+    settings = [
+        f"data.path={dataset}",
+        "steps=12",
+        "batch_size=4",
+        "data.held_out=0",
+        "samples.every=0",
+        "watch.every=0",
+    ]
     assert main(["train", *settings, f"output={tmp_path / 'one'}"]) == 0
     assert "cache: 24 pictures, 24 maps, 25 texts made" in capsys.readouterr().err
     other = ["lr=1e-4", "warmup_steps=2", "seed=3", "batch_size=6", "prompt_dropout=0.1", "weight_decay=0.1"]
@@ -205,7 +212,7 @@ def test_another_run_builds_nothing(dataset, tmp_path, fresh_cache, capsys):
 
 
 def test_without_a_cache_nothing_is_kept_and_the_run_is_the_same(dataset, tmp_path, fresh_cache):
-    settings = [f"data.path={dataset}", "steps=3", "batch_size=1", "samples.every=0", "-q"]
+    settings = [f"data.path={dataset}", "steps=3", "batch_size=1", "samples.every=0", "watch.every=0", "-q"]
     assert main(["train", *settings, f"output={tmp_path / 'off'}", "cache=off"]) == 0
     assert not (fresh_cache / "encoded").exists()
     assert main(["train", *settings, f"output={tmp_path / 'disk'}"]) == 0
@@ -347,7 +354,7 @@ def test_what_does_not_reach_the_entries_makes_none_anew(dataset, fresh_cache):
 
 
 def test_two_processes_fill_an_empty_cache_as_one_does(dataset, tmp_path, fresh_cache):
-    settings = [f"data.path={dataset}", "steps=6", "samples.every=0", "data.held_out=0"]
+    settings = [f"data.path={dataset}", "steps=6", "samples.every=0", "watch.every=0", "data.held_out=0"]
     done = launch_two("train_controlnet.py", *settings, "batch_size=2", f"output={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     assert "4 a step" in done.stderr

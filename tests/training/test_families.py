@@ -152,7 +152,7 @@ ALIKE = ("sd15-depth", "sd15-pose")
 )
 def test_a_config_runs_on_a_small_model_of_the_same_layout(scenes, tmp_path, name):
     small = [f"base=random-{name.partition('-')[0]}", "batch_size=2", "gradient_accumulation=1", "data.workers=0"]
-    short = ["steps=1", "samples.every=1", "samples.steps=1", "samples.count=1"]
+    short = ["steps=1", "watch.every=0", "samples.every=1", "samples.steps=1", "samples.count=1"]
     paths = [f"data.path={scenes}", f"output={tmp_path / 'run'}"]
     assert main(["train", "--config", name, *small, *short, *paths, "-q"]) == 0
     ControlNetModel.from_pretrained(tmp_path / "run" / "controlnet")

@@ -126,7 +126,15 @@ def test_poses_are_refused_in_one_line(dataset, capsys):
 
 
 def test_a_run_with_flips_resumes_exactly_and_is_another_run(dataset, tmp_path):
-    settings = [f"data.path={dataset}", "batch_size=2", "checkpoint_every=3", "samples.every=0", "lr=1e-3", "-q"]
+    settings = [
+        f"data.path={dataset}",
+        "batch_size=2",
+        "checkpoint_every=3",
+        "samples.every=0",
+        "watch.every=0",
+        "lr=1e-3",
+        "-q",
+    ]
     folder = tmp_path / "data"
     assert main(["toybox", "make", str(folder), "--world", "circles", "--count", "8", "-q"]) == 0
     settings[0] = f"data.path={folder}"

@@ -110,6 +110,7 @@ def test_workers_and_processes_make_the_same_maps(dataset):
 
 def test_a_run_without_maps_resumes_exactly_and_caches_the_rest(bare, tmp_path):
     settings = [f"data.path={bare}", "data.annotate=low=20..60,high=60..400", "batch_size=2", "checkpoint_every=3"]
+    settings += ["watch.every=0"]
 
     def losses(name, *more, samples=0):
         arguments = [*settings, "lr=1e-3", f"samples.every={samples}", "samples.steps=1", f"output={tmp_path / name}"]

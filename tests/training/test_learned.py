@@ -135,6 +135,7 @@ def test_a_run_is_not_resumed_with_something_else_to_learn(dataset, tmp_path, ca
     assert f"was begun with {change.partition('=')[0]}=" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_train_all_of_it_as_one_does(dataset, tmp_path):
     settings = ["decoder=true", "ema=0.9", "only_mid_control=true", "control_dropout=0.5", "objective.noise_offset=0.1"]
     train(dataset, tmp_path / "one", *settings, "batch_size=4")

@@ -67,6 +67,13 @@ def test_tensorboard_has_the_losses_and_the_looks(dataset, tmp_path):
 @pytest.mark.skipif(not find_spec("wandb"), reason="wandb is not installed")
 def test_wandb_takes_the_lines_offline(dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    arguments = [f"data.path={dataset}", f"output={tmp_path / 'run'}", *SETTINGS, "report_to=wandb", "-q"]
+    arguments = [
+        f"data.path={dataset}",
+        f"output={tmp_path / 'run'}",
+        *SETTINGS,
+        "watch.every=2",
+        "report_to=wandb",
+        "-q",
+    ]
     assert main(["train", *arguments]) == 0
     assert list((tmp_path / "run/wandb").glob("offline-run-*"))

@@ -19,7 +19,15 @@ from controlkit.training.config import TrainConfig
 from controlkit.training.run import RunError
 from tests.launcher import ROOT, launch_two, run
 
-SETTINGS = ["base=random-sd15", "steps=4", "batch_size=2", "lr=1e-3", "checkpoint_every=2", "samples.every=0"]
+SETTINGS = [
+    "base=random-sd15",
+    "steps=4",
+    "batch_size=2",
+    "lr=1e-3",
+    "checkpoint_every=2",
+    "samples.every=0",
+    "watch.every=0",
+]
 
 
 def train(dataset, output, *settings, code=0):
@@ -174,8 +182,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(dataset
 
 def test_two_processes_train_as_one_does(dataset, tmp_path):
     """Each sees half of every batch, and averaged gradients make of it the same run."""
-    train(dataset, tmp_path / "one", "batch_size=4")
+    train(dataset, tmp_path / "one", "batch_size=4", "watch.every=4")
     two = [f"data.path={dataset}", f"output={tmp_path / 'two'}", *SETTINGS, "samples.every=4", "samples.steps=1"]
+    two += ["watch.every=4"]
     done = launch_two("train_controlnet.py", *two, "batch_size=2")
     assert done.returncode == 0, done.stderr
     assert "4 a step" in done.stderr  # two processes with two rows each

@@ -192,7 +192,7 @@ def test_looks_in_buckets(dataset, tmp_path, cache):
 
 
 def test_a_net_that_hardly_moved_is_told_so(dataset, tmp_path, capsys):
-    arguments = [f"data.path={dataset}", f"output={tmp_path / 'run'}", *SETTINGS, "steps=2", "lr=1e-9"]
+    arguments = [f"data.path={dataset}", f"output={tmp_path / 'run'}", *SETTINGS, "watch.every=2", "steps=2", "lr=1e-9"]
     assert main(["train", *arguments, "watch.every=1"]) == 0
     said = capsys.readouterr().err
     assert "control not acquired by step 2" in said
