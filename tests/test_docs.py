@@ -49,9 +49,9 @@ SMALL_RUN = (
 
 
 def with_a_small_base(command: str) -> str:
-    """A command for Stable Diffusion 1.5 as it runs here: with a small model of the same layout."""
+    """A command for Stable Diffusion 1.5 as it runs here: with a small model of the same layout, in this process."""
     if "--config sd15" in command:
-        return command + SMALL_RUN
+        return command.replace("accelerate launch train_controlnet.py", "controlkit train") + SMALL_RUN
     return command.replace(REAL_BASE, f"{SMALL_BASE} --num 2 --steps 1").replace(" --held-out 0.02", "")
 
 
