@@ -39,6 +39,9 @@ if TYPE_CHECKING:
               help="Start from this picture instead of from noise (img2img); with --mask what is mended.")  # fmt: skip
 @click.option("--strength", type=float, metavar="0..1",
               help="How much of --image changes: the share of the steps that is walked.  [default: 0.6]")  # fmt: skip
+@click.option("--hires", metavar="SCALE[:STRENGTH]",
+              help="Paint twice: enlarge what was painted (Lanczos, in pixels; SCALE above 1, at most 4) and walk that "
+                   "share of the steps again at the large size.  [default STRENGTH: 0.5]")  # fmt: skip
 @click.option("--mask", metavar="FILE",
               help="Paint only what is white here of --image; all else stays bit for bit.")  # fmt: skip
 @click.option("--outpaint", metavar="LEFT,TOP,RIGHT,BOTTOM",
@@ -101,7 +104,7 @@ if TYPE_CHECKING:
 @click.option("--grid", is_flag=True, help="Also a sheet of the pictures with their seeds.")
 @click.option("--sweep", "sweeps", multiple=True, metavar="NAME=FROM:TO:STEP",
               help="A picture for each value, and a sheet of them; a second one goes down the sheet. NAME is weight, "
-                   "cfg, sampler, seed, steps or strength; NAME=a,b,c too.")  # fmt: skip
+                   "cfg, sampler, seed, steps, strength or hires-strength; NAME=a,b,c too.")  # fmt: skip
 @click.option("--replay", metavar="IMAGE.png", type=click.Path(path_type=Path),
               help="Make this picture again, from the settings inside.")  # fmt: skip
 @click.option("--annotate", is_flag=True, help="The control FILE is a photograph: make its map first, and keep it.")

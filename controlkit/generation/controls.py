@@ -117,7 +117,7 @@ def choose_size(
     factor = base.vae_factor
     if asked is not None:
         if any(side % factor for side in asked):
-            near = "x".join(str(max(factor, round(side / factor) * factor)) for side in asked)
+            near = "x".join(map(str, scaled(asked, 1, factor)))
             raise RequestError(f"--size {asked[0]}x{asked[1]}: the base's VAE needs multiples of {factor}; use {near}")
         return asked
     if given is None:
@@ -126,7 +126,7 @@ def choose_size(
     scale = 1.0
     if width * height > LARGEST_AREA * base.native_size**2:
         scale = base.native_size / (width * height) ** 0.5
-    chosen = tuple(max(factor, round(side * scale / factor) * factor) for side in (width, height))
+    chosen = scaled((width, height), scale, factor)
     if chosen != (width, height):
         why = (
             f"{base.name} paints at about {base.native_size}x{base.native_size}"
@@ -134,7 +134,13 @@ def choose_size(
             else (f"the VAE needs multiples of {factor}")
         )
         say(f"painting at {chosen[0]}x{chosen[1]} for a {given.what} of {width}x{height}: {why}; --size says otherwise")
-    return chosen[0], chosen[1]
+    return chosen
+
+
+def scaled(size: tuple[int, int], scale: float, factor: int) -> tuple[int, int]:
+    """So many times the size, rounded to what the VAE needs."""
+    width, height = (max(factor, round(side * scale / factor) * factor) for side in size)
+    return width, height
 
 
 def fit_picture(
@@ -144,7 +150,16 @@ def fit_picture(
     height, width = pixels.shape[:2]
     covering, window = cover(width, height, size)
     _say_cut(name, (width, height), covering, size, say)
-    return resize_picture(pixels, covering)[window].copy()
+    grows = covering[0] > width
+    return (enlarge(pixels, covering) if grows else resize_picture(pixels, covering))[window].copy()
+
+
+def enlarge(pixels: NDArray[np.uint8], to: tuple[int, int]) -> NDArray[np.uint8]:
+    """A picture at a larger (width, height), by Lanczos as diffusers' pipelines resize: what is painted over it keeps
+    its edges."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(pixels).resize(to, Image.Resampling.LANCZOS))
 
 
 def fit_map(

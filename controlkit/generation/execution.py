@@ -72,11 +72,8 @@ class Execution:
             say(f"{size[0]}x{size[1]} is decoded in tiles, to save memory; --no-vae-tiling decodes it whole")
         return large
 
-    def apply(self, pipeline: Any, device: torch.device, *, tiled: bool, say: Callable[[str], None]) -> None:
+    def apply(self, pipeline: Any, device: torch.device, *, say: Callable[[str], None]) -> None:
         """Set up a pipeline whose networks are at `home` and whose ControlNets are silenced."""
-        if tiled:
-            pipeline.vae.enable_tiling()  # tiles as large as the pictures that it was trained on, a quarter of overlap
-            pipeline.vae.enable_slicing()  # and of several pictures one at a time
         if self.offload == "model":
             pipeline.enable_model_cpu_offload(device=device)
         elif self.offload == "sequential":
@@ -95,9 +92,19 @@ class Execution:
 
     def watch(self, pipeline: Any, steps: int, vae: PreviewVae | None, device: torch.device) -> Previews | None:
         """What takes the previews of this pipeline, if any are asked for."""
-        if not self.previews:
+        if not 0 < self.previews < steps:  # a second pass may be shorter than what lies between two of them
             return None
         from controlkit.generation.previews import Previews
 
         decoder = vae.load(pipeline.vae.dtype, device) if vae else None
         return Previews(pipeline, every=self.previews, steps=steps, decoder=decoder)
+
+
+def set_tiling(vae: Any, tiled: bool) -> None:
+    """Whether a VAE works in tiles from now on; what it did for a picture of another size does not count."""
+    if tiled:
+        vae.enable_tiling()  # tiles as large as the pictures that it was trained on, a quarter of overlap
+        vae.enable_slicing()  # and of several pictures one at a time
+    else:
+        vae.disable_tiling()
+        vae.disable_slicing()

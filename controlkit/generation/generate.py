@@ -1,31 +1,25 @@
-"""A request becomes pictures: a plan is made, models are loaded, then diffusers' pipeline of the task paints."""
+"""A request becomes pictures: a plan is made, models are loaded, then diffusers' pipelines paint, in a pass or two."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from controlkit.errors import RequestError
 from controlkit.generation.execution import Execution
-from controlkit.generation.inpainting import repainting
 from controlkit.generation.limits import refuse_what_cannot_be
 from controlkit.generation.pace import Pace
+from controlkit.generation.passes import Pass
 from controlkit.generation.pipelines import load_parts
 from controlkit.generation.plan import make_plan
-from controlkit.generation.prompts import prompt_arguments
 from controlkit.generation.record import made_maps, record
-from controlkit.generation.tasks import pipeline_and_arguments, seams
 from controlkit.models.formats.embeddings import add_embeddings
 from controlkit.models.formats.hypernetworks import add_hypernetworks
 from controlkit.models.formats.lora import apply_loras
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
 
+    import numpy as np
     import torch
     from numpy.typing import NDArray
 
@@ -94,63 +88,33 @@ def paint(
     """The pictures of a plan, batch after batch; of those with these `seeds` if they are given, each still painted with
     all of its batch. The models are where `execution` has them while they wait; they compute on `device` (None: where
     they are)."""
-    import torch
-
     request = plan.request
     device = device or models.parts["unet"].device
-    tiled = execution.tiles(plan.size, say)
-    pipeline, arguments = pipeline_and_arguments(plan, models.parts, models.nets)
-    execution.apply(pipeline, device, tiled=tiled, say=say)
-    arguments |= prompt_arguments(plan, pipeline)
-    previews = execution.watch(pipeline, request.walked_steps, execution.find_preview_vae(plan.base), device)
+    passes = [Pass(each, models, device=device, execution=execution, say=say) for each in plan.passes]
     settings = record(plan, device=device, dtype=models.parts["unet"].dtype, execution=execution)
     wanted = request.seeds if seeds is None else seeds
     batches = [batch for batch in request.batches if set(batch) & set(wanted)]
-    calls = request.walked_steps * pipeline.scheduler.order * len(batches)
-    pace = Pace(calls, device, say) if plan.canvas else None
-    done, total = 0, request.walked_steps * sum(map(len, batches))
+    pace = Pace(passes[0].calls * len(batches), device, say) if plan.canvas else None
+    done, total = 0, sum(each.steps for each in passes) * sum(map(len, batches))
     progress(done, total)
     for batch in batches:
+        images: list[NDArray[np.uint8]] = []
+        early: list[dict[str, bytes]] = [{} for _ in batch]
+        for each in passes:
 
-        def after_step(_: Any, step: int, __: Any, values: Any, done: int = done, count: int = len(batch)) -> Any:
-            if pace:
-                pace.step()
-            # Samplers of second order call more than once a step.
-            progress(done + min(step + 1, request.walked_steps) * count, total)
-            return values
+            def after_step(steps: int, done: int = done, count: int = len(batch)) -> None:
+                if pace:
+                    pace.step()
+                progress(done + steps * count, total)
 
-        generators = [torch.Generator().manual_seed(seed) for seed in batch]
-        with seams(plan, pipeline, models.nets), _walk(plan, pipeline, generators) as latents:
-            painted = pipeline(
-                **arguments,
-                **latents,
-                num_images_per_prompt=len(batch),
-                generator=generators[0] if len(batch) == 1 else generators,
-                callback_on_step_end=after_step,
-                output_type="np",
-            ).images
-        done += request.walked_steps * len(batch)
-        if not np.isfinite(painted).all():
-            raise RequestError(f"the picture is not a number in {settings['dtype']}; use --dtype float32 or bfloat16")
-        images = (painted * 255).round().astype(np.uint8)
+            images = each.walk(batch, images, after_step)
+            done += each.steps * len(batch)
+            if each.previews:
+                name = "hires-" if each.plan is plan.second else ""
+                for seen, taken in zip(early, each.previews.take(), strict=True):
+                    seen.update({f"{name}{step}": png for step, png in taken.items()})
         if plan.canvas:
             images = [plan.canvas.finish(image) for image in images]
-        seen = previews.take() if previews else [{} for _ in batch]
-        for seed, image, early in zip(batch, images, seen, strict=True):
+        for seed, image, seen in zip(batch, images, early, strict=True):
             if seed in wanted:
-                yield Picture(image, seed, {**settings, **request.of_picture(seed)}, made_maps(plan), early)
-
-
-def _walk(plan: Plan, pipeline: Any, generators: list[torch.Generator]) -> AbstractContextManager[dict[str, Any]]:
-    """Where a mask is painted by RePaint, its walk; else the sampler's own."""
-    request = plan.request
-    if plan.canvas is None or request.mask is None or not request.repaints:
-        return nullcontext({})
-    return repainting(
-        pipeline,
-        plan.canvas,
-        request.mask,
-        steps=request.steps,
-        strength=request.noise_share,
-        generators=generators,
-    )
+                yield Picture(image, seed, {**settings, **request.of_picture(seed)}, made_maps(plan), seen)

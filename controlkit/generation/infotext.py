@@ -77,6 +77,12 @@ def _fields(settings: dict[str, Any]) -> dict[str, Any]:
         fields["VAE"] = Path(settings["vae"]["name"]).name
     if settings["image"]:
         fields["Denoising strength"] = f"{settings['image']['strength']:g}"
+    if hires := settings["hires"]:
+        fields |= {
+            "Denoising strength": f"{hires['strength']:g}",
+            "Hires upscale": f"{hires['scale']:g}",
+            "Hires upscaler": "Lanczos",
+        }
     if settings["mask"]:
         fields["Mask blur"] = settings["mask"]["feather"]
     if settings["eta"]:

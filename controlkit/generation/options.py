@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from controlkit.diffusion.samplers import ETA_SAMPLERS
 from controlkit.errors import RequestError, known
+from controlkit.generation.hires import Hires
 from controlkit.generation.request import (
     Mask,
     Net,
@@ -62,6 +63,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "controlnet": ("controlnets", lambda value: tuple(Net.parse(text) for text in _texts(value))),
     "image": ("image", lambda value: Path(_text(value))),
     "strength": ("strength", _number),
+    "hires": ("hires", lambda value: Hires.parse(_text(value))),
     "prompt": ("prompt", _text),
     "negative": ("negative", _text),
     "plain-prompt": ("plain_prompt", _switch),

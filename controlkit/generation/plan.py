@@ -20,6 +20,7 @@ from controlkit.generation.controls import (
     fit_map,
     fit_picture,
     read_map,
+    scaled,
     type_of,
 )
 from controlkit.generation.inpainting import Canvas
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from controlkit.generation.hires import Hires
     from controlkit.generation.request import Control, Mask, Net, Request
     from controlkit.models.bases import Base
     from controlkit.models.controlnets import ControlNet
@@ -80,11 +82,17 @@ class Plan:
     vae: Vae | None
     scheduler: Any
     size: tuple[int, int]  # width, height
+    second: Plan | None = None  # what starts from the picture of this one, larger
 
     @property
     def nets(self) -> list[ControlNet]:
         """All of them, as they are computed."""
         return [*self.controlnets, *([self.filler] if self.filler else [])]
+
+    @property
+    def passes(self) -> list[Plan]:
+        """What is painted one after the other."""
+        return [self, *([self.second] if self.second else [])]
 
     @property
     def guided(self) -> bool:
@@ -113,7 +121,6 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
     _check_guidance(request, base)
     _check_clip_skip(request, base)
     vae = find_vae(request.vae, base) if request.vae else None
-    scheduler = make_sampler(request.sampler, base.scheduler, steps=request.steps, eta=request.eta)
     if canvas:
         size = canvas.window.size
     elif maps:
@@ -125,7 +132,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         start = FittedPicture(fit_picture(picture, request.image.name, size, say), sha256(request.image))
         if request.noise_share == 1:
             say("strength 1: every step is walked, so that hardly anything of the picture stays")
-    return Plan(
+    plan = Plan(
         request=request,
         base=base,
         controlnets=controlnets,
@@ -148,9 +155,45 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         hypernetworks=hypernetworks,
         embeddings=embeddings,
         vae=vae,
-        scheduler=scheduler,
+        scheduler=_scheduler(request, base),
         size=size,
     )
+    return replace(plan, second=_second_pass(plan, request.hires, say)) if request.hires else plan
+
+
+def _second_pass(first: Plan, hires: Hires, say: Callable[[str], None]) -> Plan:
+    """img2img from a picture of the first pass. Maps and masks come to the large size from their files, so that what
+    the small one lost is there again."""
+    size = scaled(first.size, hires.scale, first.base.vae_factor)
+    small, large = ("x".join(map(str, each)) for each in (first.size, size))
+    if size == first.size:
+        raise RequestError(
+            f"--hires {hires.scale:g}: {small} stays what it is, since the VAE needs multiples of "
+            f"{first.base.vae_factor}; take a larger SCALE"
+        )
+    request = first.request.second_pass(hires, size)
+    native = first.base.native_size
+    far = size[0] * size[1] > LARGEST_AREA * native**2
+    say(
+        f"second pass: {small} enlarged to {large} by Lanczos in pixels, then {request.walked_steps} of "
+        f"{request.steps} steps{f'; {first.base.name} paints at about {native}x{native}' if far else ''}"
+    )
+    return replace(
+        first,
+        request=request,
+        fitted=[fit_map(control_map, size, _silent, request.resize) for control_map in first.maps],
+        regions=[_region(request, control, size, None, _silent) for control in request.controls],
+        scheduler=_scheduler(request, first.base),
+        size=size,
+    )
+
+
+def _silent(text: str) -> None:
+    """The first pass has said it."""
+
+
+def _scheduler(request: Request, base: Base) -> Any:
+    return make_sampler(request.sampler, base.scheduler, steps=request.steps, eta=request.eta)
 
 
 def _canvas(request: Request, mask: Mask, picture: NDArray[np.uint8], base: Base, say: Callable[[str], None]) -> Canvas:

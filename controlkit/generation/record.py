@@ -28,7 +28,7 @@ def record(
     dtype: torch.dtype,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
-    """The settings of a plan's pictures, but for the seed that each has of its own."""
+    """The settings of a plan's pictures, but for the seed that each has of its own. The size is the first pass's."""
     request = plan.request
     image = None
     if plan.start:
@@ -91,6 +91,7 @@ def record(
         "resize": request.resize,
         "image": image,
         "mask": mask,
+        "hires": _second_pass(plan, execution),
         "sampler": request.sampler,
         "steps": request.steps,
         "eta": request.eta,
@@ -105,6 +106,20 @@ def record(
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "versions": library_versions(),
+    }
+
+
+def _second_pass(plan: Plan, execution: Execution) -> dict[str, Any] | None:
+    if plan.request.hires is None or plan.second is None:
+        return None
+    second = plan.second
+    return {
+        **asdict(plan.request.hires),
+        "width": second.size[0],
+        "height": second.size[1],
+        "vae_tiling": execution.tiles(second.size, lambda text: None),
+        "controls": [picture_sha256(fitted) for fitted in second.fitted],
+        "control_masks": [picture_sha256(region.pixels) if region else None for region in second.regions],
     }
 
 

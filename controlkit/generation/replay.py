@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from controlkit.errors import RequestError
 from controlkit.files import sha256
 from controlkit.generation.execution import Execution
+from controlkit.generation.hires import Hires
 from controlkit.generation.record import picture_sha256
 from controlkit.generation.request import Control, Mask, Net, Request
 from controlkit.generation.settings import library_versions, read_settings, weights_sha256
@@ -21,7 +22,12 @@ from controlkit.models.inpaint_hint import INPAINT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from controlkit.generation.plan import Plan
+
+    _Checked = tuple[str, NDArray[np.uint8], str, tuple[int, int]]  # file, pixels, their hash then, at that size
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,10 @@ class Replay:
     @property
     def execution(self) -> Execution:
         """What of it changes pixels a little."""
-        return Execution(vae_tiling=self.settings["vae_tiling"], compile=self.settings["compile"])
+        tiling, hires = self.settings["vae_tiling"], self.settings["hires"]
+        if hires and hires["vae_tiling"] != tiling:  # nobody said it: each pass followed its size
+            tiling = None
+        return Execution(vae_tiling=tiling, compile=self.settings["compile"])
 
     def say_what_differs(self, device: str, say: Callable[[str], None]) -> None:
         """What may change pixels and cannot be refused: other libraries, another device."""
@@ -60,24 +69,34 @@ class Replay:
 
     def check_pixels(self, plan: Plan) -> None:
         """Refuse maps and pictures that come out otherwise than they did, from the same files."""
-        made = [(str(control.control.file), fitted) for control, fitted in zip(plan.maps, plan.fitted, strict=True)]
-        wanted = [control["pixels_sha256"] for control in self.settings["controls"]]
-        for control, region in zip(self.settings["controls"], plan.regions, strict=True):
-            if region:
-                made.append((control["mask"]["file"], region.pixels))
-                wanted.append(control["mask"]["pixels_sha256"])
+        controls, hires, image = self.settings["controls"], self.settings["hires"], self.settings["image"]
+        masks = [control["mask"] and control["mask"]["pixels_sha256"] for control in controls]
+        checked = _checked_controls(plan, [control["pixels_sha256"] for control in controls], masks)
+        if plan.second:
+            checked += _checked_controls(plan.second, hires["controls"], hires["control_masks"])
         picture = plan.start.pixels if plan.start else plan.canvas.picture if plan.canvas else None
         if picture is not None:
-            made.append((str(plan.request.image), picture))
-            wanted.append(self.settings["image"]["pixels_sha256"])
+            checked.append((str(plan.request.image), picture, image["pixels_sha256"], plan.size))
         problems = [
-            f"{file}: the same file, but what is made of it at {plan.size[0]}x{plan.size[1]} is not what it was; "
+            f"{file}: the same file, but what is made of it at {size[0]}x{size[1]} is not what it was; "
             f"install the libraries that {self.path} was made with"
-            for (file, pixels), digest in zip(made, wanted, strict=True)
+            for file, pixels, digest, size in checked
             if picture_sha256(pixels) != digest
         ]
         if problems:
             raise RequestError("\n".join(problems))
+
+
+def _checked_controls(plan: Plan, maps: list[str], masks: list[str | None]) -> list[_Checked]:
+    """The maps of one pass, and what says where they hold, beside what they hashed to."""
+    found: list[_Checked] = []
+    for control, fitted, region, of_map, of_mask in zip(
+        plan.request.controls, plan.fitted, plan.regions, maps, masks, strict=True
+    ):
+        found.append((str(control.file), fitted, of_map, plan.size))
+        if region and of_mask:
+            found.append((str(control.mask), region.pixels, of_mask, plan.size))
+    return found
 
 
 def open_replay(path: Path) -> Replay:
@@ -95,7 +114,7 @@ def open_replay(path: Path) -> Replay:
 
 def request_of(settings: dict[str, Any]) -> Request:
     """The request of one picture and those painted together with it, as `record` wrote it down."""
-    image, vae, filler = settings["image"], settings["vae"], settings["inpaint_controlnet"]
+    image, hires, vae, filler = (settings[name] for name in ("image", "hires", "vae", "inpaint_controlnet"))
     return Request(
         controls=tuple(
             Control(
@@ -113,6 +132,7 @@ def request_of(settings: dict[str, Any]) -> Request:
         ),
         image=Path(image["file"]) if image else None,
         strength=image["strength"] if image else None,
+        hires=Hires(scale=hires["scale"], strength=hires["strength"]) if hires else None,
         mask=_mask_of(settings["mask"]) if settings["mask"] else None,
         base=settings["base"]["name"],
         prediction=settings["base"]["prediction"],

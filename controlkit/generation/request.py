@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,13 @@ from controlkit.diffusion.repaint_walk import REPAINT_SAMPLERS, first_level, net
 from controlkit.diffusion.samplers import SAMPLERS
 from controlkit.errors import RequestError, known
 from controlkit.generation.controls import RESIZES
+from controlkit.generation.hires import Hires
 from controlkit.generation.interval import WHOLE, lies_within
 from controlkit.generation.modes import BALANCED, MODES
 from controlkit.generation.prompt_chunks import MOST_TOKENS
 from controlkit.generation.prompt_syntax import Prompt
 from controlkit.generation.residuals import check_layers
+from controlkit.generation.strength import problem_of, walked
 from controlkit.generation.ways import REPAINT, WAYS
 from controlkit.models.bases import DEFAULT_BASE, USUAL_CFG
 from controlkit.models.formats.hypernetworks import Hypernetwork
@@ -27,6 +28,9 @@ DEFAULT_STRENGTH = 0.6
 
 NONE = "none"
 """Of a control's mask or layers, where others have one."""
+
+FIRST_PASS = Path("the first pass")
+"""The image of the second pass, which is no file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +136,7 @@ class Request:
     image: Path | None = None  # the picture that img2img starts from
     strength: float | None = None  # the share of the steps that is walked; None: DEFAULT_STRENGTH, with a mask 1
     mask: Mask | None = None
+    hires: Hires | None = None  # what is painted from text is walked again, larger
     prompt: str = ""
     negative: str = ""
     plain_prompt: bool = False  # brackets and BREAK in prompts are text
@@ -166,16 +171,10 @@ class Request:
             problems.append(
                 f"strength={self.strength:g}: says how much of a picture changes; give it with --image FILE"
             )
-        elif self.image is not None and not 0 < self.noise_share <= 1:
-            problems.append(
-                f"strength={self.noise_share:g}: expected above 0 (the picture as it is) to 1 (all of it anew)"
-            )
-        elif self.steps >= 1 and not self.repaints and self.walked_steps < 1:
-            fewest = math.ceil(1 / self.noise_share)
-            problems.append(
-                f"strength={self.noise_share:g} of {self.steps} steps leaves none to walk; use --steps {fewest} or "
-                f"more, or --strength {math.ceil(1000 / self.steps) / 1000:g}"
-            )
+        elif self.image is not None:
+            problems += self._problems_of_strength()
+        if self.hires:
+            problems += self._problems_of_hires(self.hires)
         if self.mask:
             problems += self._problems_of_mask(self.mask)
         if self.sampler not in SAMPLERS:
@@ -217,6 +216,20 @@ class Request:
                 problems.append(str(reason))
         return problems
 
+    def _problems_of_strength(self) -> list[str]:
+        said = f"strength={self.noise_share:g}"
+        steps = 0 if self.repaints else self.steps  # RePaint walks one at least
+        problem = problem_of(self.noise_share, steps, said=said, option="--strength ")
+        return [problem] if problem else []
+
+    def _problems_of_hires(self, hires: Hires) -> list[str]:
+        if self.image or self.mask:
+            return [
+                f"hires={hires.scale:g}: paints from text, then larger; to enlarge a picture of yours, leave out "
+                f"--hires and give --size WxH with --image FILE --strength {hires.strength:g}, without a mask"
+            ]
+        return hires.problems(self.steps)
+
     def _problems_of_mask(self, mask: Mask) -> list[str]:
         problems = []
         if self.image is None:
@@ -242,9 +255,9 @@ class Request:
             return [f"{named}: expected 0 <= FROM < TO <= 1"]
         if self.cfg <= 1:
             return [f"{named}: without guidance (cfg={self.cfg:g}) there is nothing to limit; leave one of them out"]
-        steps = self.walked_steps
-        if not any(lies_within(step, steps, self.cfg_interval) for step in range(steps)):
-            return [f"{named}: no step of {steps} lies in it; take a wider one, or more steps"]
+        for steps in (self.walked_steps, *([walked(self.steps, self.hires.strength)] if self.hires else [])):
+            if not any(lies_within(step, steps, self.cfg_interval) for step in range(steps)):
+                return [f"{named}: no step of {steps} lies in it; take a wider one, or more steps"]
         return []
 
     def _problems_of_half(self) -> list[str]:
@@ -283,6 +296,10 @@ class Request:
         (together,) = [batch for batch in self.batches if seed in batch]
         return {"seed": seed, "together": together}
 
+    def second_pass(self, hires: Hires, size: tuple[int, int]) -> Request:
+        """What is asked of the second pass: to start from the picture of the first, all else alike."""
+        return replace(self, hires=None, image=FIRST_PASS, strength=hires.strength, size=size)
+
     @property
     def noise_share(self) -> float:
         """The strength; 1 where the picture, or what is masked of it, starts from noise."""
@@ -307,7 +324,7 @@ class Request:
         if self.mask and self.repaints:
             mask = self.mask
             return network_calls(walk(self.first_level, jump=mask.jump, samples=mask.samples, window=mask.window))
-        return int(self.steps * self.noise_share)
+        return walked(self.steps, self.noise_share)
 
 
 def parse_controls(

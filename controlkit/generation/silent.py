@@ -46,6 +46,12 @@ def control_conditional_half(pipeline: Any) -> None:
         net.is_guided = lambda: pipeline.do_classifier_free_guidance
 
 
+def control_both_halves(pipeline: Any) -> None:
+    """As at first: what `control_conditional_half` asked for ends, since others may paint with these ControlNets."""
+    for net in nets_of(pipeline):
+        net.is_guided = None
+
+
 class Memo:
     """The last answer of a function of one tensor, kept while that very tensor and `state` stay as they are."""
 

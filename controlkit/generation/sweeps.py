@@ -11,7 +11,7 @@ from controlkit.errors import RequestError, known
 if TYPE_CHECKING:
     from controlkit.generation.request import Request
 
-NAMES = ("weight", "cfg", "sampler", "seed", "steps", "strength")
+NAMES = ("weight", "cfg", "sampler", "seed", "steps", "strength", "hires-strength")
 MOST_PICTURES = 400
 
 _WHOLE = ("seed", "steps")
@@ -57,6 +57,10 @@ class Sweep:
             if not request.controls:
                 raise RequestError("--sweep weight: there is no control; give one with --control FILE")
             return replace(request, controls=tuple(replace(each, weight=value) for each in request.controls))
+        if self.name == "hires-strength":
+            if not request.hires:
+                raise RequestError("--sweep hires-strength: there is no second pass; ask for one with --hires SCALE")
+            return replace(request, hires=replace(request.hires, strength=value))
         return replace(request, **{self.name: value})
 
 

@@ -11,7 +11,7 @@ from controlkit.generation.modes import BALANCED, control_modes, is_guess_mode
 from controlkit.generation.pipelines import FROM_PICTURE, FROM_TEXT, INPAINTED, make_pipeline
 from controlkit.generation.rescale import has_own_rescale, rescaled_guidance
 from controlkit.generation.residuals import weighed_residuals
-from controlkit.generation.silent import control_conditional_half, silenced
+from controlkit.generation.silent import control_both_halves, control_conditional_half, silenced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 
 
 def pipeline_and_arguments(plan: Plan, parts: dict[str, Any], nets: list[Any]) -> tuple[Any, dict[str, Any]]:
-    """The pipeline of a plan's task, and everything to call it with but prompts, seeds and callbacks."""
+    """The pipeline of a plan's task, and everything to call it with but prompts, seeds, callbacks and what the first
+    pass painted."""
     masked = plan.canvas if not plan.request.repaints else None
-    task = INPAINTED if masked else FROM_PICTURE if plan.start else FROM_TEXT
+    task = INPAINTED if masked else FROM_PICTURE if _starts(plan) else FROM_TEXT
     pipeline = make_pipeline(task, plan.base, parts, [silenced(nets)] if nets else [], plan.scheduler)
-    if plan.request.control_half:
-        control_conditional_half(pipeline)
     arguments = _common(plan)
     if nets:
         arguments |= _of_controls(plan, "image" if task == FROM_TEXT else "control_image")
+    if task == FROM_PICTURE:
+        arguments["strength"] = plan.request.noise_share
     if plan.start:
-        arguments |= {"image": _pil(plan.start.pixels), "strength": plan.request.noise_share}
+        arguments["image"] = _pil(plan.start.pixels)
     if masked:
         arguments |= {"image": _pil(masked.shown), "mask_image": _pil(masked.mask)}
         arguments["strength"] = plan.request.noise_share
@@ -46,6 +47,9 @@ def seams(plan: Plan, pipeline: Any, nets: list[Any]) -> Iterator[None]:
     """What the plan asks for beyond the pipeline's arguments, hooked in as long as the block lasts."""
     request = plan.request
     with ExitStack() as hooks:
+        if request.control_half:  # before what asks for a half of the steps
+            control_conditional_half(pipeline)
+            hooks.callback(control_both_halves, pipeline)
         hooks.enter_context(control_modes(nets, _modes(plan), guided=plan.guided))
         regions = [region.pixels if region else None for region in plan.regions]
         hooks.enter_context(weighed_residuals(nets, plan.layers, regions))
@@ -56,6 +60,11 @@ def seams(plan: Plan, pipeline: Any, nets: list[Any]) -> Iterator[None]:
         if request.cfg_rescale and not has_own_rescale(pipeline):
             hooks.enter_context(rescaled_guidance(pipeline.unet, cfg=request.cfg, rescale=request.cfg_rescale))
         yield
+
+
+def _starts(plan: Plan) -> bool:
+    """From a picture: one of a file, or one of the first pass."""
+    return plan.request.image is not None and plan.canvas is None
 
 
 def _common(plan: Plan) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def painter(edge, execution):
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     said, texts = [], torch.randn(2, 1, 7, 16)
-    execution.apply(pipeline, torch.device("cpu"), tiled=False, say=said.append)
+    execution.apply(pipeline, torch.device("cpu"), say=said.append)
 
     def paint(weights, ends, cfg=5.0):
         return pipeline(
@@ -141,5 +141,5 @@ def test_what_moves_cannot_be_compiled(request_for, capsys):
 
 def test_a_pipeline_without_controls_has_its_unet_compiled():
     pipeline = SimpleNamespace(unet=torch.nn.Linear(1, 1))
-    Execution(compile="eager").apply(pipeline, torch.device("cpu"), tiled=False, say=lambda text: None)
+    Execution(compile="eager").apply(pipeline, torch.device("cpu"), say=lambda text: None)
     assert pipeline.unet._compiled_call_impl is not None

@@ -9,7 +9,7 @@ from PIL import Image
 
 from annotators.canny import Canny
 from controlkit.cli.main import main
-from controlkit.generation.execution import OFFLOADS, Execution
+from controlkit.generation.execution import OFFLOADS, Execution, set_tiling
 from controlkit.generation.limits import is_out_of_memory, what_to_lower
 from controlkit.generation.settings import read_settings
 from controlkit.generation.silent import silenced
@@ -88,7 +88,7 @@ def test_large_pictures_are_tiled_by_themselves_and_that_is_said():
 @torch.no_grad()
 def test_tiled_pictures_are_decoded_one_at_a_time(nets):
     pipeline = diffusers_pipeline(nets["random-sd15"])
-    Execution().apply(pipeline, CPU, tiled=True, say=print)
+    set_tiling(pipeline.vae, True)
     batches = []
     pipeline.vae.post_quant_conv.register_forward_hook(lambda layer, inputs, output: batches.append(len(inputs[0])))
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -116,7 +116,7 @@ def test_networks_that_come_and_go_paint_the_same(nets):
     def paint(**execution):
         net = silenced([ControlNetModel.from_pretrained(nets["random-sd15"])])
         pipeline = diffusers_pipeline(None, net)
-        Execution(**execution).apply(pipeline, CPU, tiled=False, say=print)
+        Execution(**execution).apply(pipeline, CPU, say=print)
         image = Image.fromarray(Canny()(draw_photo(0, 64, 64)))
         how = {"num_inference_steps": 3, "control_guidance_end": 0.7, "output_type": "latent"}
         return pipeline("", image=image, generator=torch.Generator().manual_seed(0), **how).images, pipeline
@@ -131,7 +131,7 @@ def test_layers_that_come_and_go_are_hooked_one_by_one(nets):
     """What they paint, only a machine with two memories can tell."""
     net = silenced([ControlNetModel.from_pretrained(nets["random-sd15"])])
     pipeline = diffusers_pipeline(None, net)
-    Execution(offload="sequential").apply(pipeline, CPU, tiled=False, say=print)
+    Execution(offload="sequential").apply(pipeline, CPU, say=print)
     assert {parameter.device.type for parameter in pipeline.unet.parameters()} == {"meta"}
     assert net.conv_in._hf_hook.offload
 

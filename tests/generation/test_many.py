@@ -80,6 +80,18 @@ def test_clip_skip_and_mixed_modes_go_with_batches(nets, small):
         assert np.abs(alone[seed].image.astype(int) - together[seed].image).max() <= 1
 
 
+def test_what_a_request_asks_of_shared_networks_ends_with_it(nets, small):
+    common = {
+        "base": "random-sd15", "prompt": "x", "steps": 2, "cfg": 3.0, "controls": (Control(file=small),),
+        "controlnets": (Net(name=str(nets["random-sd15"])),),
+    }  # fmt: skip
+    before, models = painted(Request(**common))
+    half, _ = painted(Request(**common, control_half=True), models)
+    after, _ = painted(Request(**common), models)
+    assert np.array_equal(before[0].image, after[0].image)
+    assert not np.array_equal(before[0].image, half[0].image)
+
+
 # Requests
 
 

@@ -128,6 +128,7 @@ def test_labels_are_written_and_never_on_a_picture():
         (["--sweep", "cfg=1,2", "--sweep", "seed=3,4", "--sweep", "steps=1,2"], "3 sweeps; expected at most two"),
         (["--sweep", "cfg=1,2", "--num", "2"], "--num 2: a sweep paints one picture a cell"),
         (["--sweep", "sampler=ddim,eulr"], "unknown sampler 'eulr': did you mean"),
+        (["--sweep", "hires-strength=0.5,1"], "--sweep hires-strength: there is no second pass"),
         (["--sweep", "strength=0.5,1"], "strength=0.5: says how much of a picture changes"),
         (["--sweep", "steps=1,2000"], "2000 steps: the schedule of this base has 1000"),
         (["--sweep", "seed=0:30:1", "--sweep", "cfg=1:20:1"], "these sweeps make 620 pictures; expected at most 400"),

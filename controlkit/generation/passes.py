@@ -1,0 +1,95 @@
+"""A plan set up once to be walked, batch after batch: diffusers' pipeline with all that it is called with."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from controlkit.errors import RequestError
+from controlkit.generation.controls import fit_picture
+from controlkit.generation.execution import set_tiling
+from controlkit.generation.inpainting import repainting
+from controlkit.generation.prompts import prompt_arguments
+from controlkit.generation.tasks import pipeline_and_arguments, seams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import NDArray
+
+    from controlkit.generation.execution import Execution
+    from controlkit.generation.generate import Models
+    from controlkit.generation.plan import Plan
+
+    Images = list[NDArray[np.uint8]]
+
+
+class Pass:
+    """The first or only pass of a request, or its second."""
+
+    def __init__(
+        self, plan: Plan, models: Models, *, device: torch.device, execution: Execution, say: Callable[[str], None]
+    ) -> None:
+        self.plan, self.nets = plan, models.nets
+        self.steps = plan.request.walked_steps
+        self.tiled = execution.tiles(plan.size, say)
+        self.pipeline, self.arguments = pipeline_and_arguments(plan, models.parts, models.nets)
+        execution.apply(self.pipeline, device, say=say)
+        self.arguments |= prompt_arguments(plan, self.pipeline)
+        self.previews = execution.watch(self.pipeline, self.steps, execution.find_preview_vae(plan.base), device)
+
+    @property
+    def calls(self) -> int:
+        """Of the scheduler for a batch: samplers of second order call more than once a step."""
+        return self.steps * int(self.pipeline.scheduler.order)
+
+    def walk(self, seeds: list[int], before: Images, after_step: Callable[[int], None]) -> Images:
+        """A picture for each seed, from those of the pass before if there was one. `after_step` hears how many steps
+        are done."""
+        pipeline = self.pipeline
+
+        def hear(_: Any, step: int, __: Any, values: Any) -> Any:
+            after_step(min(step + 1, self.steps))
+            return values
+
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        start = {"image": [self._enlarged(image) for image in before]} if before else {}
+        set_tiling(pipeline.vae, self.tiled)
+        with seams(self.plan, pipeline, self.nets), self._jumps(generators) as latents:
+            painted = pipeline(
+                **self.arguments,
+                **start,
+                **latents,
+                num_images_per_prompt=len(seeds),
+                generator=generators[0] if len(seeds) == 1 else generators,
+                callback_on_step_end=hear,
+                output_type="np",
+            ).images
+        if not np.isfinite(painted).all():
+            dtype = str(pipeline.unet.dtype).removeprefix("torch.")
+            raise RequestError(f"the picture is not a number in {dtype}; use --dtype float32 or bfloat16")
+        return list((painted * 255).round().astype(np.uint8))
+
+    def _enlarged(self, image: NDArray[np.uint8]) -> Any:
+        """As a file of it would come to this size."""
+        from PIL import Image
+
+        return Image.fromarray(fit_picture(image, "the first pass", self.plan.size, lambda text: None))
+
+    def _jumps(self, generators: list[torch.Generator]) -> AbstractContextManager[dict[str, Any]]:
+        """Where a mask is painted by RePaint, its walk; else the sampler's own."""
+        request, canvas = self.plan.request, self.plan.canvas
+        if canvas is None or request.mask is None or not request.repaints:
+            return nullcontext({})
+        return repainting(
+            self.pipeline,
+            canvas,
+            request.mask,
+            steps=request.steps,
+            strength=request.noise_share,
+            generators=generators,
+        )
