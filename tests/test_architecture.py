@@ -86,3 +86,9 @@ def test_an_annotation_with_canny_does_not_load_torch(pictures):
     loaded = loaded_by(f"from controlkit.cli.main import main\nassert main({arguments!r}) == 0")
     assert "cv2" in loaded
     assert "torch" not in loaded
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest would import one of them twice and not begin."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
