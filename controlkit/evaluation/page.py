@@ -65,7 +65,7 @@ h1 { font-size: 1.6rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .verdict { font-size: 1.15rem; } .verdict b { font-size: 2rem; }
 .facts, .interval, small, .prompt td { color: var(--faint); }
-th small { display: block; font-weight: 400; }
+th small, td small { display: block; font-weight: 400; }
 .facts { font-size: .9rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; }
@@ -79,6 +79,7 @@ svg { width: 100%; max-width: 45rem; display: block; } svg text { fill: var(--fa
 rect.control, i.control { fill: var(--control); background: var(--control); opacity: .8; }
 rect.no_control, i.no_control { fill: var(--no-control); background: var(--no-control); }
 .legend i { display: inline-block; width: .8rem; height: .8rem; margin: 0 .2rem 0 .8rem; }
-pre { overflow-x: auto; margin: 0; font-size: .85rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: .85rem; }
 .whole { max-width: 100%; }
+.typed th { min-width: 9rem; width: 30%; }
 """

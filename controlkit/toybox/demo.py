@@ -196,7 +196,7 @@ inside the white of mask.png alone.</p>
 evaluation, worst first: <a href="report/index.html">report/index.html</a></p>
 {_curves(folder)}
 <h2>What was typed</h2>
-<div class="scroll"><table><tbody>{commands}</tbody></table></div>"""
+<div class="scroll"><table class="typed"><tbody>{commands}</tbody></table></div>"""
     return html_page("controlkit demo", body)
 
 
