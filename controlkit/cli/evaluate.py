@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from controlkit.cli.output import common_options
+from controlkit.cli.output import common_options, refuse_given
 
 if TYPE_CHECKING:
     from controlkit.cli.output import Output
@@ -169,18 +169,9 @@ def _tell_all(answered: list[tuple[Variant, Answer]], page: Path, output: Output
 
 def refuse_what_paints() -> None:
     """Options that say how to paint, beside pictures that are painted already."""
-    from controlkit.errors import RequestError
-
-    context = click.get_current_context()
-    free = ("pictures", "data", "num", "held_out", "out", "quiet", "debug", "as_json")
-    given = [
-        option.opts[0]
-        for option in context.command.params
-        if option.name not in free
-        and context.get_parameter_source(option.name or "") == click.core.ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise RequestError(f"--pictures are painted already; leave out {', '.join(given)}")
+    refuse_given(
+        ("pictures", "data", "num", "held_out", "out", "quiet", "debug", "as_json"), "--pictures are painted already"
+    )
 
 
 def _compare(one: Path, other: Path, output: Output) -> int:

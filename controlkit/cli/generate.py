@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from controlkit.cli.execution_options import execution_options
-from controlkit.cli.output import common_options
+from controlkit.cli.output import common_options, refuse_given
 
 if TYPE_CHECKING:
     from controlkit.cli.output import Output
@@ -247,18 +247,9 @@ def replayed(path: Path, *, out: Path, device: str | None, output: Output) -> in
 
 def refuse_beside_replay() -> None:
     """A replayed picture has its settings; only where to paint and to write may be said."""
-    from controlkit.errors import RequestError
-
-    context = click.get_current_context()
-    free = ("replay", "out", "device", "quiet", "debug", "as_json")
-    given = [
-        option.opts[0]
-        for option in context.command.params
-        if option.name not in free
-        and context.get_parameter_source(option.name or "") == click.core.ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise RequestError(f"--replay takes all settings from the picture; leave out {', '.join(given)}")
+    refuse_given(
+        ("replay", "out", "device", "quiet", "debug", "as_json"), "--replay takes all settings from the picture"
+    )
 
 
 @dataclass(frozen=True)

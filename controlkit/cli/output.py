@@ -123,3 +123,18 @@ class _Clock:
         if self.first is None:
             self.first, self.start = done, time.monotonic()
         return done - self.first, time.monotonic() - self.start
+
+
+def refuse_given(but: tuple[str, ...], why: str) -> None:
+    """Refuse every option that was typed but these, by the names of their parameters; `why` says what goes before."""
+    from controlkit.errors import RequestError
+
+    context = click.get_current_context()
+    given = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in but
+        and context.get_parameter_source(option.name or "") == click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise RequestError(f"{why}; leave out {', '.join(given)}")

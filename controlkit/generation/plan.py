@@ -104,12 +104,13 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
     """Find and check everything a request names; `say` hears what was guessed or changed."""
     base = find_base(request.base, prediction=request.prediction, tokenizer=request.tokenizer)
     fillers = [net for net in request.controlnets if fills_holes(net)]
+    named = [net for net in request.controlnets if net not in fillers]
     check_way(request.mask.way if request.mask else None, base, fillers)
     if not request.mask:
         need_latent_channels(base)
     for guess in base.guesses:
         say(guess)
-    controlnets, maps = _find_controls(request, base, say)
+    controlnets, maps = _find_controls(request, named, base, say)
     picture = read_picture(request.image) if request.image else None
     canvas = _canvas(request, request.mask, picture, base, say) if request.mask and picture is not None else None
     loras = plan_loras(base, request.loras, say)
@@ -277,12 +278,14 @@ def _check_clip_skip(request: Request, base: Base) -> None:
         )
 
 
-def _find_controls(request: Request, base: Base, say: Callable[[str], None]) -> tuple[list[ControlNet], list[Map]]:
-    """The ControlNet and the map of each control, which must agree in type and fit the base."""
+def _find_controls(
+    request: Request, named: list[Net], base: Base, say: Callable[[str], None]
+) -> tuple[list[ControlNet], list[Map]]:
+    """The ControlNet (of those `named` for maps) and the map of each control, which must agree in type and fit the
+    base."""
     for control in request.controls:
         if type_of(control) == INPAINT:
             raise RequestError(f"--control {control.file} is a mask; give it with --mask FILE, and --image FILE")
-    named = [net for net in request.controlnets if not fills_holes(net)]
     if request.controls and not named:
         return _embedded_controls(request, base, say)
     found = [(find_controlnet(net.name).on(base), net.type) for net in named]

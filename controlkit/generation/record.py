@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from controlkit.generation.plan import FittedPicture, Plan
     from controlkit.generation.request import Control
-    from controlkit.models.formats.hypernetworks import Hypernetwork
-    from controlkit.models.formats.lora import Lora
+    from controlkit.models.formats.reading import WeightedFile
 
 
 def record(
@@ -123,7 +122,7 @@ def _second_pass(plan: Plan, execution: Execution) -> dict[str, Any] | None:
     }
 
 
-def _weighted_file(named: Lora | Hypernetwork) -> dict[str, Any]:
+def _weighted_file(named: WeightedFile) -> dict[str, Any]:
     return {"file": str(named.file), "weight": named.weight, "sha256": weights_sha256(named.file.expanduser())}
 
 

@@ -19,7 +19,7 @@ from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
 from controlkit.generation.unguided import paint_prompts
 from controlkit.models.inpaint_hint import INPAINT
-from controlkit.training.base_tasks import Diffusion, about_square, encode_all, prompts_of, save_pipeline
+from controlkit.training.base_tasks import Diffusion, encode_all, prompt_sheet, prompts_of, save_pipeline
 from controlkit.training.draws import uniform
 
 if TYPE_CHECKING:
@@ -119,16 +119,7 @@ class Further(Diffusion):
         return []
 
     def sheet(self, networks: Mapping[str, Any], device: torch.device) -> Sheet:
-        samples = self.config.samples
-        made = paint_prompts(
-            self._pipeline(networks),
-            prompts_of(self.config, self.shown),
-            seeds=[self.config.seed + number for number in range(len(self.shown))],
-            sampler=samples.sampler,
-            steps=samples.steps,
-            cfg=samples.cfg,
-        )
-        return about_square(made)
+        return prompt_sheet(self, paint_prompts, self._pipeline(networks), self.config.samples.cfg)
 
     def hand_over(self, networks: Mapping[str, Any], folder: Path, device: torch.device) -> None:
         save_pipeline(self._pipeline(networks), folder, self.config)

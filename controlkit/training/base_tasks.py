@@ -31,7 +31,7 @@ from controlkit.training.base_networks import (
 from controlkit.training.draws import generator, uniform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -254,16 +254,8 @@ class PromptDiffusion(Diffusion):
         return self.loss(self.unet(x_t, t, encoder_hidden_states=text).sample, x_0, eps, t)
 
     def sheet(self, networks: Mapping[str, Any], device: torch.device) -> Sheet:
-        samples = self.config.samples
-        made = self._paint(
-            self._pipeline(networks),
-            prompts_of(self.config, self.shown),
-            seeds=[self.config.seed + number for number in range(len(self.shown))],
-            sampler=samples.sampler,
-            steps=samples.steps,
-            cfg=1.0 if self.config.condition == "none" else samples.cfg,
-        )
-        return about_square(made)
+        cfg = 1.0 if self.config.condition == "none" else self.config.samples.cfg
+        return prompt_sheet(self, self._paint, self._pipeline(networks), cfg)
 
     def hand_over(self, networks: Mapping[str, Any], folder: Path, device: torch.device) -> None:
         save_pipeline(self._pipeline(networks), folder, self.config)
@@ -359,6 +351,20 @@ def make_task(
             by = PromptDiffusion if config.condition == "text" else PixelDiffusion
             return by(config, rows, pictures, shown)
         return LatentDiffusion(config, rows, pictures, shown, device)
+
+
+def prompt_sheet(task: Task, paint: Callable[..., list[NDArray[np.uint8]]], pipeline: Any, cfg: float) -> Sheet:
+    """What the pipeline paints for the prompts of the rows that are shown."""
+    config = task.config
+    made = paint(
+        pipeline,
+        prompts_of(config, task.shown),
+        seeds=[config.seed + number for number in range(len(task.shown))],
+        sampler=config.samples.sampler,
+        steps=config.samples.steps,
+        cfg=cfg,
+    )
+    return about_square(made)
 
 
 def save_pipeline(pipeline: Any, folder: Path, config: BaseConfig) -> None:

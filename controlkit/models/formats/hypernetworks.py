@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import RequestError
 from controlkit.models.formats import detect
-from controlkit.models.formats.reading import TensorFile, read_tensors, weighted_file
+from controlkit.models.formats.reading import TensorFile, WeightedFile, read_tensors
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
     from torch import Tensor, nn
 
@@ -29,17 +27,8 @@ _FAMILIES = {768: "SD 1.x", 1024: "SD 2.x"}
 _SIDES = ("to_k", "to_v")
 
 
-@dataclass(frozen=True)
-class Hypernetwork:
-    """A file and how strongly it counts."""
-
-    file: Path
-    weight: float = 1.0
-
-    @staticmethod
-    def parse(text: str) -> Hypernetwork:
-        """`FILE[@WEIGHT]`."""
-        return Hypernetwork(*weighted_file(text))
+class Hypernetwork(WeightedFile):
+    """A hypernetwork, of whatever kind and layout."""
 
 
 @dataclass(frozen=True)

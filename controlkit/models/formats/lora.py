@@ -11,7 +11,6 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import RequestError
@@ -19,7 +18,7 @@ from controlkit.models.formats import detect
 from controlkit.models.formats.inspect import lora_family
 from controlkit.models.formats.lora_deltas import REFUSED, ROLES, delta_size, weight_delta
 from controlkit.models.formats.names import renamed
-from controlkit.models.formats.reading import TensorFile, read_tensors, weighted_file
+from controlkit.models.formats.reading import TensorFile, WeightedFile, read_tensors
 from controlkit.models.formats.single_file import empty_model
 from controlkit.models.formats.unet import unet_table
 
@@ -35,17 +34,8 @@ Layer = tuple[str, str]
 _PROCESSOR = re.compile(r"(.+)\.processor\.to_(q|k|v|out)_lora\.(up|down)\.weight")
 
 
-@dataclass(frozen=True)
-class Lora:
-    """A LoRA file and how strongly it counts."""
-
-    file: Path
-    weight: float = 1.0
-
-    @staticmethod
-    def parse(text: str) -> Lora:
-        """`FILE[@WEIGHT]`."""
-        return Lora(*weighted_file(text))
+class Lora(WeightedFile):
+    """A LoRA, of whatever kind and layout."""
 
 
 @dataclass

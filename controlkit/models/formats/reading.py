@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from controlkit.errors import RequestError
 from controlkit.models.locate import read_json
@@ -75,12 +76,20 @@ def read_tensors(path: Path) -> TensorFile:
     _refuse(path, start)
 
 
-def weighted_file(text: str) -> tuple[Path, float]:
-    """`FILE[@WEIGHT]`, 1 unless said; `@…` counts only if all behind it is a number."""
-    path, at, behind = text.rpartition("@")
-    if at and re.fullmatch(r"-?\d*\.?\d+", behind):
-        return Path(path), float(behind)
-    return Path(text), 1.0
+@dataclass(frozen=True)
+class WeightedFile:
+    """A file and how strongly it counts."""
+
+    file: Path
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`FILE[@WEIGHT]`; `@…` counts only if all behind it is a number."""
+        path, at, behind = text.rpartition("@")
+        if at and re.fullmatch(r"-?\d*\.?\d+", behind):
+            return cls(Path(path), float(behind))
+        return cls(Path(text))
 
 
 def folder_tensors(folder: Path) -> dict[str, torch.Tensor]:
