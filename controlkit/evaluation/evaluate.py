@@ -34,6 +34,7 @@ from controlkit.generation.settings import encode_picture, library_versions, rea
 from controlkit.models.bases import DEFAULT_BASE, USUAL_CFG, find_base
 from controlkit.models.controlnets import find_controlnet
 from controlkit.models.devices import able
+from controlkit.models.map_hint import map_hint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -142,6 +143,11 @@ def prepare(question: Question, *, processes: Processes, say: Callable[[str], No
     base = find_base(question.base)
     net = find_controlnet(question.controlnet).on(base)
     condition = question.condition or net.condition
+    if net.is_union and condition not in net.conditions:
+        raise RequestError(
+            f"ControlNet {question.controlnet!r} reads {' and '.join(net.conditions)}, each of which is looked at "
+            f"alone; say which: --controlnet {net.conditions[0]}={question.controlnet}"
+        )
     if condition is None:
         raise RequestError(
             f"ControlNet {question.controlnet!r} does not say what it was trained on; "
@@ -180,7 +186,8 @@ def evaluate(
         "versions": library_versions(),
     }
     reader = Reader(Geometry(base.native_size), judge)
-    easel = Easel(pipeline, question, models, base.native_size, out)
+    hint = Hint(net.conditions if net.is_union else (judge.annotator.type,), judge.annotator.type)
+    easel = Easel(pipeline, question, models, base.native_size, hint, out)
     cases, shown, mine = [], [], processes.slice(list(range(len(rows))))
     progress(0, len(mine))
     for done, number in enumerate(mine):
@@ -308,11 +315,25 @@ class Seen:
         return {"map": wanted, "painted": painted, "read from it": read, "without control": without, "real": real}
 
 
+@dataclass(frozen=True)
+class Hint:
+    """What a ControlNet for these types reads of a map of one of them, the others black."""
+
+    types: tuple[str, ...]
+    type: str
+
+    def __call__(self, control_map: Picture) -> torch.Tensor:
+        return map_hint(self.types, {self.type: control_map})[None]
+
+
 class Easel:
     """Paints, and finds again what was painted under the same settings, by whatever question."""
 
-    def __init__(self, pipeline: Any, question: Question, models: dict[str, Any], side: int, out: Path) -> None:
+    def __init__(
+        self, pipeline: Any, question: Question, models: dict[str, Any], side: int, hint: Hint, out: Path
+    ) -> None:
         self.pipeline, self.question, self.models, self.side, self.out = pipeline, question, models, side, out
+        self.hint = hint
         self.names: dict[tuple[int, str], str] = {}  # number and row of the report -> file
 
     def paint(self, number: int, row: Row, control_map: Picture | None) -> Picture:
@@ -337,11 +358,10 @@ class Easel:
         if control_map is None:
             control_map = np.zeros((self.side, self.side, 3), np.uint8)  # of weight 0: it says the size alone
         import torch
-        from PIL import Image
 
         painted = self.pipeline(
             prompt=row.caption,
-            image=Image.fromarray(control_map),
+            image=self.hint(control_map),
             num_inference_steps=question.steps,
             guidance_scale=question.cfg,
             controlnet_conditioning_scale=weight,
