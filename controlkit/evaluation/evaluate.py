@@ -25,7 +25,7 @@ from controlkit.data.rows import held_out, read_datasets
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
 from controlkit.evaluation.contents import CONTENT_JUDGES
-from controlkit.evaluation.easel import Easel, files_of
+from controlkit.evaluation.easel import Easel, Hint, files_of
 from controlkit.evaluation.obedience import judge_of_rows
 from controlkit.evaluation.presets import find_preset
 from controlkit.evaluation.quality import quality_judge
