@@ -38,11 +38,12 @@ from controlkit.generation.generate import load_models, paint
 from controlkit.generation.options import request_of
 from controlkit.generation.plan import make_plan
 from controlkit.generation.settings import encode_picture, read_settings
+from controlkit.generation.sheet import draw_sheet
 from controlkit.toybox.classifier import Contents
 from controlkit.toybox.lessons import load_network
 from controlkit.toybox.measure import UNSEEN, fidelity, judge
 from controlkit.toybox.worlds import find_world
-from controlkit.training.samples import HOLE, grid, save_png
+from controlkit.training.samples import HOLE, save_png
 
 SIZE = 64
 KINDS = {
@@ -52,6 +53,7 @@ KINDS = {
     "expand": {"shapes": "expand", "least": 0.75, "most": 0.75},
 }
 SHOWN = 2  # pictures of each kind on the sheet
+LARGER = np.ones((2, 2, 1), np.uint8)  # pixels of the sheet for each of a picture
 
 
 def options_of(arguments):
@@ -131,7 +133,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=4, help="pictures")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=4.0)
+    parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--model", help="a base that reads masks [default: toybox-9ch, where it comes along]")
     parser.add_argument("--controlnet", help="a ControlNet for inpainting [default: toybox-inpaint, likewise]")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what is painted here, and go on from it")
@@ -178,10 +180,10 @@ def main() -> None:
             f"{max(each['outside']):9d}{np.median(each['seconds']):9.2f}"
         )
     if arguments.sheet:
-        rows = [
-            [*cells, scenes[number][0]] for (_, number), cells in sorted(sheet.items(), key=lambda each: each[0][1])
-        ]
-        save_png(arguments.sheet, grid(rows))
+        shown = sorted(sheet.items(), key=lambda each: each[0][1])
+        rows = [[np.kron(cell, LARGER) for cell in (*cells, scenes[number][0])] for (_, number), cells in shown]
+        above = [["hole", *(painter.way for painter in painters), "picture"]]
+        save_png(arguments.sheet, draw_sheet(rows, above, [kind for (kind, _), _ in shown]))
     errors = {way: np.mean([np.mean(measured[kind, way]["error"]) for kind in KINDS]) for way in ("plain", "repaint")}
     print(f"ratio: {errors['plain'] / errors['repaint']:.2f}")
 
