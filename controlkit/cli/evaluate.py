@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--size", type=int, help="Pixels a side.  [default: the base's own]")
 @click.option("--per-row", default=1, show_default=True,
               help="Pictures a row; its figure is over all of them.")  # fmt: skip
+@click.option("--batch-size", default=1, show_default=True, help="Pictures painted together: what a GPU is quick at.")
 @click.option("--seed", default=0, show_default=True,
               help="The pictures are painted from SEED, SEED + 1, … in the order of the rows.")  # fmt: skip
 @click.option("--also", multiple=True, metavar="NAME[=WEIGHTS]",
@@ -68,6 +69,7 @@ def command(
     negative: str,
     size: int | None,
     per_row: int,
+    batch_size: int,
     seed: int,
     also: tuple[str, ...],
     preset: str | None,
@@ -121,6 +123,7 @@ def command(
         "negative": negative,
         "size": size,
         "per_row": per_row,
+        "batch_size": batch_size,
         "also": also,
         "seed": seed,
     }

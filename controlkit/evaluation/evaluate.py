@@ -37,7 +37,7 @@ from controlkit.models.bases import DEFAULT_BASE, USUAL_CFG, find_base
 from controlkit.models.controlnets import find_controlnet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
     from numpy.typing import NDArray
@@ -74,12 +74,14 @@ class Question:
     per_row: int = 1  # pictures; a row's figure is over all of them
     seed: int = 0
     preset: str | None = None
+    batch_size: int = 1  # pictures painted together; another one rounds otherwise
     also: tuple[str, ...] = ()  # measures by networks of others: NAME=WEIGHTS
 
     def __post_init__(self) -> None:
         problems = []
-        if self.per_row < 1:
-            problems.append(f"--per-row {self.per_row}: expected at least 1 picture")
+        for name, pictures in (("--per-row", self.per_row), ("--batch-size", self.batch_size)):
+            if pictures < 1:
+                problems.append(f"{name} {pictures}: expected at least 1 picture")
         if self.num is not None and self.num < 2:
             problems.append(f"--num {self.num}: expected at least 2 pictures, or there is no interval to give")
         if self.held_out is not None and not 0 < self.held_out < 1:
@@ -196,6 +198,18 @@ def prepare(
     return Trial(question, base, net, scheduler, rows, judge, make_maps)
 
 
+def _painted(
+    groups: list[list[int]], rows: list[Row], reader: Reader, easel: Easel
+) -> Iterator[tuple[int, list[Picture], list[Picture]]]:
+    """Each row's number, its pictures under control, and those without; a group is painted together."""
+    for group in groups:
+        asked = {number: rows[number] for number in group}
+        painted = easel.paint(asked, {number: reader.pictures(number)[1] for number in group})
+        without = easel.paint(asked, None)
+        for number in group:
+            yield number, painted[number], without[number]
+
+
 def judging_more(judge: Judge, question: Question, device: str) -> Judge:
     """With what `question.also` asks for."""
     more = tuple(quality_judge(each, device) for each in question.also)
@@ -227,17 +241,23 @@ def evaluate(
         "device": device.type,
         "versions": library_versions(),
     }
-    reader = Reader(rows, trial.side, judge, make_maps=trial.make_maps)
+    at_once = max(1, question.batch_size // question.per_row)
+    reader = Reader(rows, trial.side, judge, make_maps=trial.make_maps, together=at_once)
     hint = Hint(net.conditions if net.is_union else (judge.annotator.type,), judge.annotator.type)
     easel = Easel(pipeline, question, models, trial.side, hint, out)
     features = FeatureFiles(judge.contents, out, processes)
-    cases, shown, mine = [], [], processes.slice(list(range(len(rows))))
-    progress(0, len(mine))
-    for done, number in enumerate(mine):
+    cases: list[Case] = []
+    shown = []
+    # Whatever the processes, the same rows are painted together.
+    groups = processes.slice([range(start, start + at_once) for start in range(0, len(rows), at_once)])
+    mine = [[number for number in group if number < len(rows)] for group in groups]
+    total = sum(map(len, mine))
+    progress(0, total)
+    for number, painted, without in _painted(mine, rows, reader, easel):
         row, (picture, control_map) = rows[number], reader.pictures(number)
         looks = {
-            "control": judge.look(easel.paint(number, row, control_map)),
-            "no_control": judge.look(easel.paint(number, row, None)),
+            "control": judge.look(painted),
+            "no_control": judge.look(without),
             "vae": judge.look([easel.through_vae(picture)]),
             "real": reader.look(number),
         }
@@ -252,7 +272,7 @@ def evaluate(
         cases.append(Case.of(number, rows[number], judge, seen, files, number))
         shown.append(seen)
         features.add(looks)
-        progress(done + 1, len(mine))
+        progress(len(cases), total)
     return conclude(question, judge, models, cases, shown, features, trial.stated), Seen(reader, out)
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     Picture = NDArray[np.uint8]
 
-_KEPT = 2  # a row is read for itself, and as the one that tells chance for the row before it
-
 
 def at_size(row: Row, size: tuple[int, int], judge: Judge, *, make_map: bool = False) -> tuple[Picture, Picture]:
     """The picture and the map, each covering the size; the map read from that picture if it is to be made."""
@@ -38,10 +36,11 @@ def at_size(row: Row, size: tuple[int, int], judge: Judge, *, make_map: bool = F
 class Reader:
     """Reads rows by their number, at one size."""
 
-    def __init__(self, rows: Sequence[Row], side: int, judge: Judge, *, make_maps: bool) -> None:
+    def __init__(self, rows: Sequence[Row], side: int, judge: Judge, *, make_maps: bool, together: int) -> None:
         self.rows, self.side, self.judge, self.make_maps = rows, side, judge, make_maps
-        self.pictures = lru_cache(_KEPT)(self._pictures)
-        self.look = lru_cache(_KEPT)(self._look)
+        kept = together + 1  # rows, and the one that tells chance for the last of them
+        self.pictures = lru_cache(kept)(self._pictures)
+        self.look = lru_cache(kept)(self._look)
 
     def _pictures(self, number: int) -> tuple[Picture, Picture]:
         """The picture and the map."""

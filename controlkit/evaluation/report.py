@@ -154,9 +154,12 @@ def _table(answer: Answer) -> str:
 def _stated(answer: Answer) -> str:
     """How the figures were made that cannot be read without it."""
     return "".join(
-        f"<details><summary>{html.escape(name)}</summary><table>"
-        + "".join(f"<tr><th>{html.escape(fact)}</th><td>{_words(value)}</td></tr>" for fact, value in facts.items())
-        + "</table></details>"
+        f"<details open><summary>{html.escape(name)}, in detail</summary><div class='scroll'><table class='typed'>"
+        + "".join(
+            f"<tr><th>{html.escape(fact)}</th><td class='facts'>{_words(value)}</td></tr>"
+            for fact, value in facts.items()
+        )
+        + "</table></div></details>"
         for name, facts in answer.stated.items()
     )
 

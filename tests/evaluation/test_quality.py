@@ -124,6 +124,7 @@ def test_what_is_not_there_is_one_line(weights, painted, dataset, tmp_path, caps
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow  # Inception has no small size
 def test_fid_and_kid_by_torch_fidelity(painted, dataset, tmp_path, monkeypatch):
     inception = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
     nothing = io.BytesIO()
