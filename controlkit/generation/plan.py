@@ -29,6 +29,8 @@ from controlkit.generation.masks import read_mask
 from controlkit.generation.pipelines import need_latent_channels
 from controlkit.generation.prompt_chunks import check_length
 from controlkit.generation.residuals import layer_weights, residual_count
+from controlkit.generation.tiles import tiles_of
+from controlkit.generation.upscale import shows_the_picture
 from controlkit.generation.ways import MODEL, REPAINT, check_way, fills_holes
 from controlkit.generation.windows import extend
 from controlkit.models.bases import find_base
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 
     from controlkit.generation.hires import Hires
     from controlkit.generation.request import Control, Mask, Net, Request
+    from controlkit.generation.tiles import Tile
+    from controlkit.generation.upscale import Upscale
     from controlkit.models.bases import Base
     from controlkit.models.controlnets import ControlNet
     from controlkit.models.formats.embeddings import Embedding
@@ -82,6 +86,7 @@ class Plan:
     vae: Vae | None
     scheduler: Any
     size: tuple[int, int]  # width, height
+    tiles: tuple[Tile, ...] = ()  # what is painted by itself of each step; none: the whole
     second: Plan | None = None  # what starts from the picture of this one, larger
 
     @property
@@ -122,8 +127,11 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
     _check_guidance(request, base)
     _check_clip_skip(request, base)
     vae = find_vae(request.vae, base) if request.vae else None
+    tiles: tuple[Tile, ...] = ()
     if canvas:
         size = canvas.window.size
+    elif request.upscale and picture is not None:
+        size, tiles = _upscaled(request, request.upscale, Given.of("picture", picture), base, controlnets, say)
     elif maps:
         size = choose_size(request.size, Given.of("map", maps[0].pixels), base, say)
     else:
@@ -142,6 +150,8 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         fitted=[
             _on_canvas(control_map, canvas, request.mask)
             if canvas and request.mask
+            else start.pixels
+            if request.upscale and start and shows_the_picture(control_map.control, request.image)
             else fit_map(control_map, size, say, request.resize)
             for control_map in maps
         ],
@@ -158,6 +168,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         vae=vae,
         scheduler=_scheduler(request, base),
         size=size,
+        tiles=tiles,
     )
     return replace(plan, second=_second_pass(plan, request.hires, say)) if request.hires else plan
 
@@ -187,6 +198,27 @@ def _second_pass(first: Plan, hires: Hires, say: Callable[[str], None]) -> Plan:
         scheduler=_scheduler(request, first.base),
         size=size,
     )
+
+
+def _upscaled(
+    request: Request, upscale: Upscale, picture: Given, base: Base, nets: list[ControlNet], say: Callable[[str], None]
+) -> tuple[tuple[int, int], tuple[Tile, ...]]:
+    """The size of an upscaled picture, and the tiles in which it is painted."""
+    for net in nets:
+        if net.config.get("global_pool_conditions"):
+            raise RequestError(
+                f"--upscale {upscale.scale:g}: ControlNet {net.name!r} makes one value of its map for the whole "
+                f"picture, and tiles see parts of it; leave it out"
+            )
+    factor = base.vae_factor
+    size = scaled((picture.width, picture.height), upscale.scale, factor)
+    tiles = tiles_of(size[0] // factor, size[1] // factor, base.native_size // factor)
+    say(
+        f"upscale: {picture.width}x{picture.height} enlarged to {size[0]}x{size[1]} by Lanczos in pixels, then "
+        f"{request.walked_steps} of {request.steps} steps, each in {len(tiles)} tiles of {tiles[0].width * factor}x"
+        f"{tiles[0].height * factor}"
+    )
+    return size, tiles
 
 
 def _silent(text: str) -> None:

@@ -91,6 +91,7 @@ def record(
         "image": image,
         "mask": mask,
         "hires": _second_pass(plan, execution),
+        "upscale": asdict(request.upscale) if request.upscale else None,
         "sampler": request.sampler,
         "steps": request.steps,
         "eta": request.eta,

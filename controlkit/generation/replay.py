@@ -13,6 +13,7 @@ from controlkit.generation.hires import Hires
 from controlkit.generation.record import picture_sha256
 from controlkit.generation.request import Control, Mask, Net, Request
 from controlkit.generation.settings import library_versions, read_settings, weights_sha256
+from controlkit.generation.upscale import Upscale
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
 from controlkit.models.formats.hypernetworks import Hypernetwork
@@ -131,8 +132,9 @@ def request_of(settings: dict[str, Any]) -> Request:
             *((Net(name=filler["name"], type=INPAINT),) if filler else ()),
         ),
         image=Path(image["file"]) if image else None,
-        strength=image["strength"] if image else None,
+        strength=image["strength"] if image and not settings["upscale"] else None,
         hires=Hires(scale=hires["scale"], strength=hires["strength"]) if hires else None,
+        upscale=Upscale(**settings["upscale"]) if settings["upscale"] else None,
         mask=_mask_of(settings["mask"]) if settings["mask"] else None,
         base=settings["base"]["name"],
         prediction=settings["base"]["prediction"],
@@ -141,7 +143,8 @@ def request_of(settings: dict[str, Any]) -> Request:
         hypernetworks=tuple(Hypernetwork(Path(each["file"]), each["weight"]) for each in settings["hypernetworks"]),
         embeddings=tuple(Path(embedding["file"]) for embedding in settings["embeddings"]),
         vae=vae["name"] if vae else None,
-        size=None if settings["mask"] else (settings["width"], settings["height"]),
+        # A mask has that of its picture, and what is upscaled follows from its own.
+        size=None if settings["mask"] or settings["upscale"] else (settings["width"], settings["height"]),
         cfg_interval=(settings["cfg_interval"][0], settings["cfg_interval"][1]),
         seed=settings["together"][0],
         num=len(settings["together"]),
