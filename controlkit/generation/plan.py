@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annotators.pose_drawing import draw
 from controlkit.data.pictures import read_picture
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
@@ -141,6 +142,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         start = FittedPicture(fit_picture(picture, request.image.name, size, say), sha256(request.image))
         if request.noise_share == 1:
             say("strength 1: every step is walked, so that hardly anything of the picture stays")
+    seen = tiles[0].pixels(base.vae_factor) if tiles else None
     plan = Plan(
         request=request,
         base=base,
@@ -152,7 +154,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
             if canvas and request.mask
             else start.pixels
             if request.upscale and start and shows_the_picture(control_map.control, request.image)
-            else fit_map(control_map, size, say, request.resize)
+            else fit_map(control_map, size, say, request.resize, seen=seen)
             for control_map in maps
         ],
         regions=[_region(request, control, size, canvas, say) for control in request.controls],
@@ -213,10 +215,10 @@ def _upscaled(
     factor = base.vae_factor
     size = scaled((picture.width, picture.height), upscale.scale, factor)
     tiles = tiles_of(size[0] // factor, size[1] // factor, base.native_size // factor)
+    side = tiles[0].pixels(factor)
     say(
         f"upscale: {picture.width}x{picture.height} enlarged to {size[0]}x{size[1]} by Lanczos in pixels, then "
-        f"{request.walked_steps} of {request.steps} steps, each in {len(tiles)} tiles of {tiles[0].width * factor}x"
-        f"{tiles[0].height * factor}"
+        f"{request.walked_steps} of {request.steps} steps, each in {len(tiles)} tiles of {side[0]}x{side[1]}"
     )
     return size, tiles
 
@@ -277,16 +279,19 @@ def _on_canvas(control_map: Map, canvas: Canvas, mask: Mask, option: str = "--co
     """The part of a map, or of a control's mask, that belongs to what is painted. One of the picture before it grew
     stands in black."""
     height, width = canvas.picture.shape[:2]
-    pixels = control_map.pixels
+    pixels, people, window = control_map.pixels, control_map.people, canvas.window
     left, top, right, bottom = mask.outpaint
     if pixels.shape[:2] == (height - top - bottom, width - left - right):
         pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)))
+        people = people.part(-left, -top, width, height) if people else None
     found = pixels.shape[1], pixels.shape[0]
     if found != (width, height):
         raise RequestError(
             f"{option} {control_map.control.file} is {found[0]}x{found[1]}, the masked picture {width}x{height}; "
             f"expected a map of the picture's size"
         )
+    if people and window.scaled:
+        return draw(people.part(window.left, window.top, window.width, window.height), *window.size)
     return canvas.control(pixels, control_map.values)
 
 

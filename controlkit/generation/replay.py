@@ -188,6 +188,8 @@ def _files(settings: dict[str, Any]) -> list[tuple[str, str, Callable[[], str], 
         net = control["controlnet"]
         found.append(("--control", control["file"], of_file(control["file"]), control["sha256"]))
         found.append(("--controlnet", net["name"], of_net(net["name"]), net["sha256"]))
+        if keypoints := control["keypoints"]:
+            found.append(("--control", keypoints["file"], of_file(keypoints["file"]), keypoints["sha256"]))
         if region := control["mask"]:
             found.append(("--control-mask", region["file"], of_file(region["file"]), region["sha256"]))
     if net := settings["inpaint_controlnet"]:

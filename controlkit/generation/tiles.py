@@ -25,6 +25,10 @@ class Tile:
     width: int
     height: int
 
+    def pixels(self, scale: int) -> tuple[int, int]:
+        """Width and height, of so many pixels a cell."""
+        return scale * self.width, scale * self.height
+
     def view(self, whole: Tensor, scale: int = 1) -> Tensor:
         """(…, H, W) -> (…, h, w), of a tensor with so many pixels a side of each cell."""
         top, left = scale * self.top, scale * self.left
