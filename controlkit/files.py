@@ -74,10 +74,11 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A folder to fill; it takes the name `path` when the block ends well and vanishes when it does not.
 
     Everything in it is flushed to the disk before the rename, so that after a power cut the folder is whole or absent.
+    Without `replace` a folder that a process beside us has made meanwhile stays: somebody may read it already.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
@@ -89,13 +90,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 file.chmod(0o666 & ~_umask())  # safetensors writes for its owner alone
             _flush(file)
         _flush(temporary)
-        if path.is_dir():  # os.replace cannot put a folder over one that holds something
+        if replace and path.is_dir():  # os.replace cannot put a folder over one that holds something
             old = _beside(path)
             path.replace(old)
             temporary.replace(path)
             shutil.rmtree(old, ignore_errors=True)
         else:
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except OSError:
+                if replace or not path.is_dir():
+                    raise
+                shutil.rmtree(temporary)
         _flush(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

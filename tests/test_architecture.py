@@ -88,6 +88,13 @@ def test_an_annotation_with_canny_does_not_load_torch(pictures):
     assert "torch" not in loaded
 
 
+def test_who_reads_ahead_for_a_training_loads_torch_alone():
+    """Each of `data.workers` is an interpreter of its own, which imports what its rows are made of."""
+    loaded = loaded_by("import controlkit.training.batches, controlkit.training.cache")
+    assert "torch" in loaded
+    assert not loaded & {"diffusers", "transformers", "accelerate", "cv2", "datasets"}
+
+
 def test_no_two_test_files_share_a_name():
     """pytest would import one of them twice and not begin."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]

@@ -90,6 +90,16 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert names(tmp_path) == ["f"]
 
 
+def test_who_comes_second_leaves_the_folder_of_the_first_where_it_is(tmp_path):
+    """Two processes make what both need, and one of them already reads it."""
+    with atomic_folder(tmp_path / "f", replace=False) as slow:
+        with atomic_folder(tmp_path / "f", replace=False) as quick:
+            (quick / "a").write_text("quick")
+        (slow / "a").write_text("slow")
+    assert (tmp_path / "f" / "a").read_text() == "quick"
+    assert names(tmp_path) == ["f"]
+
+
 def test_link_or_copy_twice_is_once(tmp_path):
     source = tmp_path / "a"
     source.write_text("x")

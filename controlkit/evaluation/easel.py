@@ -14,11 +14,13 @@ from controlkit.errors import RequestError
 from controlkit.files import atomic_write_bytes
 from controlkit.generation.settings import encode_picture, read_settings
 from controlkit.models.devices import able
+from controlkit.models.map_hint import map_hint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import torch
     from numpy.typing import NDArray
 
     from controlkit.data.rows import Row
@@ -27,6 +29,17 @@ if TYPE_CHECKING:
     Picture = NDArray[np.uint8]
 
 PICTURES = "pictures"
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What a ControlNet for these types reads of a map of one of them, the others black."""
+
+    types: tuple[str, ...]
+    type: str
+
+    def __call__(self, control_map: Picture) -> torch.Tensor:
+        return map_hint(self.types, {self.type: control_map})
 
 
 @dataclass(frozen=True)
@@ -43,8 +56,11 @@ class Easel:
     """A picture's name says its settings, so that several questions can paint into one folder, and what they share is
     painted once."""
 
-    def __init__(self, pipeline: Any, question: Question, models: dict[str, Any], side: int, out: Path) -> None:
+    def __init__(
+        self, pipeline: Any, question: Question, models: dict[str, Any], side: int, hint: Hint, out: Path
+    ) -> None:
         self.pipeline, self.question, self.models, self.side, self.out = pipeline, question, models, side, out
+        self.hint = hint
         self.names: dict[tuple[int, str], list[str]] = {}  # number and row of the report -> files
 
     def paint(self, rows: Mapping[int, Row], maps: Mapping[int, Picture] | None) -> dict[int, list[Picture]]:
@@ -94,14 +110,13 @@ class Easel:
 
     def _paint(self, together: list[Sheet]) -> list[Picture]:
         import torch
-        from PIL import Image
 
         blank = np.zeros((self.side, self.side, 3), np.uint8)  # of weight 0: it says the size alone
         maps = [blank if sheet.control_map is None else sheet.control_map for sheet in together]
         painted = self.pipeline(
             prompt=[sheet.settings["prompt"] for sheet in together],
             negative_prompt=[self.question.negative] * len(together) if self.question.negative else None,
-            image=[Image.fromarray(each) for each in maps],
+            image=torch.stack([self.hint(each) for each in maps]),
             num_inference_steps=self.question.steps,
             guidance_scale=self.question.cfg,
             controlnet_conditioning_scale=together[0].settings.get("weight", 0.0),

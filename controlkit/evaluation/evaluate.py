@@ -25,7 +25,7 @@ from controlkit.data.rows import held_out, read_datasets
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
 from controlkit.evaluation.contents import CONTENT_JUDGES
-from controlkit.evaluation.easel import Easel, files_of
+from controlkit.evaluation.easel import Easel, Hint, files_of
 from controlkit.evaluation.obedience import judge_of_rows
 from controlkit.evaluation.presets import find_preset
 from controlkit.evaluation.quality import quality_judge
@@ -173,6 +173,11 @@ def prepare(
     base = find_base(question.base)
     net = find_controlnet(question.controlnet).on(base)
     condition = question.condition or net.condition
+    if net.is_union and condition not in net.conditions:
+        raise RequestError(
+            f"ControlNet {question.controlnet!r} reads {' and '.join(net.conditions)}, each of which is looked at "
+            f"alone; say which: --controlnet {net.conditions[0]}={question.controlnet}"
+        )
     if condition is None:
         raise RequestError(
             f"ControlNet {question.controlnet!r} does not say what it was trained on; "
@@ -250,7 +255,8 @@ def evaluate(
     }
     at_once = max(1, question.batch_size // question.per_row)
     reader = Reader(rows, trial.side, judge, make_maps=trial.make_maps, together=at_once)
-    easel = Easel(pipeline, question, models, trial.side, out)
+    hint = Hint(net.conditions if net.is_union else (judge.annotator.type,), judge.annotator.type)
+    easel = Easel(pipeline, question, models, trial.side, hint, out)
     features = FeatureFiles(judge.contents, out, processes)
     cases: list[Case] = []
     shown = []

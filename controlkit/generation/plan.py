@@ -25,6 +25,7 @@ from controlkit.generation.controls import (
 )
 from controlkit.generation.inpainting import Canvas
 from controlkit.generation.interval import WHOLE
+from controlkit.generation.joining import Reader, pair
 from controlkit.generation.masks import read_mask
 from controlkit.generation.pipelines import need_latent_channels
 from controlkit.generation.prompt_chunks import check_length
@@ -63,12 +64,14 @@ class FittedPicture:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a request asks for, found and checked. `maps`, `fitted`, `regions`, `layers` and `controlnets` pair by
-    position; `filler` is the ControlNet that reads the picture with its hole."""
+    """What a request asks for, found and checked. `maps`, `fitted`, `regions` and `layers` pair by position with the
+    controls; `readers` says for each the number of its ControlNet; `filler` is the ControlNet that reads the picture
+    with its hole."""
 
     request: Request
     base: Base
     controlnets: list[ControlNet]
+    readers: list[int]
     filler: ControlNet | None
     maps: list[Map]
     fitted: list[NDArray[np.uint8]]  # the maps at the size of the picture
@@ -88,6 +91,10 @@ class Plan:
     def nets(self) -> list[ControlNet]:
         """All of them, as they are computed."""
         return [*self.controlnets, *([self.filler] if self.filler else [])]
+
+    def read_by(self, number: int) -> list[int]:
+        """The positions of the controls that this ControlNet reads: one, or those that are joined."""
+        return [place for place, reader in enumerate(self.readers) if reader == number]
 
     @property
     def passes(self) -> list[Plan]:
@@ -110,7 +117,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         need_latent_channels(base)
     for guess in base.guesses:
         say(guess)
-    controlnets, maps = _find_controls(request, named, base, say)
+    controlnets, readers, maps = _find_controls(request, named, base, say)
     picture = read_picture(request.image) if request.image else None
     canvas = _canvas(request, request.mask, picture, base, say) if request.mask and picture is not None else None
     loras = plan_loras(base, request.loras, say)
@@ -137,6 +144,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         request=request,
         base=base,
         controlnets=controlnets,
+        readers=readers,
         filler=_find_filler(fillers, base),
         maps=maps,
         fitted=[
@@ -147,8 +155,8 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         ],
         regions=[_region(request, control, size, canvas, say) for control in request.controls],
         layers=[
-            layer_weights(control.layers, residual_count(controlnet.config)) if control.layers else None
-            for control, controlnet in zip(request.controls, controlnets, strict=True)
+            layer_weights(control.layers, residual_count(controlnets[reader].config)) if control.layers else None
+            for control, reader in zip(request.controls, readers, strict=True)
         ],
         start=start,
         canvas=canvas,
@@ -280,18 +288,20 @@ def _check_clip_skip(request: Request, base: Base) -> None:
 
 def _find_controls(
     request: Request, named: list[Net], base: Base, say: Callable[[str], None]
-) -> tuple[list[ControlNet], list[Map]]:
-    """The ControlNet (of those `named` for maps) and the map of each control, which must agree in type and fit the
-    base."""
-    for control in request.controls:
-        if type_of(control) == INPAINT:
+) -> tuple[list[ControlNet], list[int], list[Map]]:
+    """The ControlNets (of those `named` for maps), for each control the number of its own, and its map, which must
+    agree in type and fit the base."""
+    types = [type_of(control) for control in request.controls]
+    for control, said in zip(request.controls, types, strict=True):
+        if said == INPAINT:
             raise RequestError(f"--control {control.file} is a mask; give it with --mask FILE, and --image FILE")
     if request.controls and not named:
         return _embedded_controls(request, base, say)
-    found = [(find_controlnet(net.name).on(base), net.type) for net in named]
-    paired = pair(request.controls, [(controlnet, type or controlnet.condition) for controlnet, type in found])
+    found = [Reader.of(find_controlnet(net.name).on(base), net.type) for net in named]
+    numbers = pair(request.controls, types, found)
     maps = []
-    for control, (controlnet, type) in zip(request.controls, paired, strict=True):
+    for control, said, number in zip(request.controls, types, numbers, strict=True):
+        controlnet, type = found[number].net, said if found[number].net.is_union else found[number].type
         control_map = read_map(control, type, annotate=request.annotate, say=say)
         if control_map.type and type and control_map.type != type:
             raise RequestError(
@@ -304,7 +314,8 @@ def _find_controls(
                 f"--control-mask {control.mask}: ControlNet {controlnet.name!r} makes one value of its map for the "
                 f"whole picture; leave its mask out"
             )
-    return [controlnet for controlnet, _ in paired], maps
+    order = list(dict.fromkeys(numbers))
+    return [found[number].net for number in order], [order.index(number) for number in numbers], maps
 
 
 def _find_filler(nets: list[Net], base: Base) -> ControlNet | None:
@@ -318,7 +329,9 @@ def _find_filler(nets: list[Net], base: Base) -> ControlNet | None:
     return filler
 
 
-def _embedded_controls(request: Request, base: Base, say: Callable[[str], None]) -> tuple[list[ControlNet], list[Map]]:
+def _embedded_controls(
+    request: Request, base: Base, say: Callable[[str], None]
+) -> tuple[list[ControlNet], list[int], list[Map]]:
     """Where no ControlNet is named, those that come along with the base serve, chosen by the types of the maps."""
     controlnets, maps = [], []
     for control in request.controls:
@@ -337,22 +350,4 @@ def _embedded_controls(request: Request, base: Base, say: Callable[[str], None])
         say(f"controlnet: {controlnet.name}, which comes along; yours: --controlnet FOLDER_FILE_OR_ID")
         controlnets.append(controlnet)
         maps.append(control_map)
-    return controlnets, maps
-
-
-def pair(
-    controls: tuple[Control, ...], controlnets: list[tuple[ControlNet, str | None]]
-) -> list[tuple[ControlNet, str | None]]:
-    """The ControlNet (and its type) of each control: by type where both are known, else by order."""
-    if len(controls) != len(controlnets):
-        raise RequestError(
-            f"{len(controls)} control maps, {len(controlnets)} ControlNets: expected as many --controlnet as --control"
-        )
-    left = list(controlnets)
-    paired: dict[int, tuple[ControlNet, str | None]] = {}
-    for number, control in enumerate(controls):
-        match = next((net for net in left if control.type and net[1] == control.type), None)
-        if match:
-            paired[number] = match
-            left.remove(match)
-    return [paired[number] if number in paired else left.pop(0) for number in range(len(controls))]
+    return controlnets, list(range(len(maps))), maps

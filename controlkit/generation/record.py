@@ -76,10 +76,14 @@ def record(
                 "type": control_map.type,
                 "sha256": control_map.file_sha256,
                 "pixels_sha256": picture_sha256(fitted),
-                "controlnet": {"name": controlnet.name, "sha256": weights_sha256(controlnet.folder)},
+                "controlnet": {
+                    "name": plan.controlnets[reader].name,
+                    "sha256": weights_sha256(plan.controlnets[reader].folder),
+                    "number": reader,
+                },
             }
-            for control_map, fitted, region, controlnet in zip(
-                plan.maps, plan.fitted, plan.regions, plan.controlnets, strict=True
+            for control_map, fitted, region, reader in zip(
+                plan.maps, plan.fitted, plan.regions, plan.readers, strict=True
             )
         ],
         "inpaint_controlnet": (

@@ -125,11 +125,7 @@ def request_of(settings: dict[str, Any]) -> Request:
             )
             for control in settings["controls"]
         ),
-        # Controls and nets were paired by type then; here they are by position, which a type could undo.
-        controlnets=(
-            *(Net(name=control["controlnet"]["name"], type=control["type"]) for control in settings["controls"]),
-            *((Net(name=filler["name"], type=INPAINT),) if filler else ()),
-        ),
+        controlnets=(*_nets_of(settings["controls"]), *((Net(name=filler["name"], type=INPAINT),) if filler else ())),
         image=Path(image["file"]) if image else None,
         strength=image["strength"] if image else None,
         hires=Hires(scale=hires["scale"], strength=hires["strength"]) if hires else None,
@@ -148,6 +144,17 @@ def request_of(settings: dict[str, Any]) -> Request:
         batch_size=len(settings["together"]),
         **{name: settings[name] for name in _AS_THEY_ARE},
     )
+
+
+def _nets_of(controls: list[dict[str, Any]]) -> list[Net]:
+    """Each once, in their order. One for a single map is named by its type, as by its position."""
+    read: dict[int, list[dict[str, Any]]] = {}
+    for place, control in enumerate(controls):
+        read.setdefault(control["controlnet"].get("number", place), []).append(control)
+    return [
+        Net(name=of_net[0]["controlnet"]["name"], type=of_net[0]["type"] if len(of_net) == 1 else None)
+        for _, of_net in sorted(read.items())
+    ]
 
 
 def _mask_of(mask: dict[str, Any]) -> Mask:

@@ -27,7 +27,7 @@ def random_base(name: str) -> Path:
     """The folder of that random base in diffusers' layout; made if it is not in the cache."""
     folder = cache_folder() / "random-bases" / f"v{_LAYOUT}" / name
     if not (folder / "model_index.json").exists():
-        with atomic_folder(folder) as unfinished:
+        with atomic_folder(folder, replace=False) as unfinished:
             build_random_base(name, unfinished)
     return folder
 

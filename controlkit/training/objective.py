@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from controlkit.diffusion.forward import q_sample
 from controlkit.diffusion.losses import min_snr_weight, per_item
@@ -130,6 +129,8 @@ def posterior_moments(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 def draw_latents(vae: Any, moments: torch.Tensor, vae_noise: torch.Tensor) -> torch.Tensor:
     """x_0 (B, C, h, w) float32: a draw from the VAE's posterior with the noise given, scaled as for the base."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # those that only read ahead go without
+
     posterior = DiagonalGaussianDistribution(moments)
     drawn = posterior.mean.float() + posterior.std.float() * vae_noise
     x_0: torch.Tensor = (drawn - (vae.config.shift_factor or 0)) * vae.config.scaling_factor

@@ -3,14 +3,12 @@ and pose of drawn scenes, by the readers that come with the package."""
 
 import random
 import shutil
-import subprocess
-import sys
 import time
 
 import pytest
 
 from controlkit.cli.main import main
-from tests.launcher import launch_two
+from tests.forked import Forked, run_two
 
 SMALL, LARGE = pytest.param(24, 2, id="small"), pytest.param(500, 10, id="large", marks=pytest.mark.slow)
 
@@ -46,12 +44,11 @@ def test_killed_again_and_again_it_ends_as_an_unbroken_run(tmp_path, count, kill
     assert most == 4 * count  # pose has keypoints beside its map
     chance = random.Random(0)
     for threshold in sorted(chance.randrange(1, most * 9 // 10) for _ in range(kills)):
-        process = subprocess.Popen([sys.executable, "-m", "controlkit", *arguments(broken, "--quiet")])
+        process = Forked(arguments(broken, "--quiet"), 1, tmp_path)
         while files(broken) < threshold:
-            assert process.poll() is None
+            assert process.runs
             time.sleep(0.002)
         process.kill()
-        process.wait()
     assert main(arguments(broken, "--quiet")) == 0
     assert tree(broken) == expected
 
@@ -63,7 +60,7 @@ def test_neither_workers_nor_processes_change_a_byte(tmp_path, count):
     assert main(arguments(whole, "--quiet", "--workers", "1")) == 0
     assert main(arguments(copies[0], "--quiet", "--workers", "2")) == 0
     assert main(arguments(copies[1], "--quiet", "--workers", "4")) == 0
-    done = launch_two("-m", "controlkit", *arguments(copies[2]))
+    done = run_two(*arguments(copies[2]))
     assert done.returncode == 0, done.stderr
     assert f"annotate: {count // 16 * 8}/{count // 16 * 8} pictures" in done.stderr  # its half, in slices of 8
     assert all(tree(copy) == tree(whole) for copy in copies)

@@ -14,7 +14,7 @@ from controlkit.cli.main import main
 from controlkit.data.ledger import read_entry
 from tests.annotators.random_weights import WRITERS
 from tests.conftest import draw_photo
-from tests.launcher import launch_two
+from tests.forked import run_two
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_workers_change_nothing(whole, weights, tmp_path, workers):
 def test_two_processes_share_whole_slices_and_end_with_the_same_bytes(whole, weights, tmp_path):
     folder = draw(tmp_path / "d", 10)
     command = [each for each in arguments(folder, weights, "--json") if each != "--quiet"]
-    done = launch_two("-m", "controlkit", *command)
+    done = run_two(*command)
     assert done.returncode == 0, done.stderr
     assert "annotate: 4/4 pictures" in done.stderr  # the first of two has one of three slices
     assert json.loads(done.stdout.splitlines()[-1])["made"] == 20

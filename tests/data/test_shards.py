@@ -9,7 +9,7 @@ from PIL import Image
 
 from controlkit.cli.main import main
 from tests.conftest import draw_photo
-from tests.launcher import launch_two
+from tests.forked import run_two
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_datasets_reads_the_shards_as_webdataset(folder, tmp_path):
 def test_the_same_dataset_gives_the_same_bytes_in_two_processes_too(folder, tmp_path):
     annotate(folder, "--shards", tmp_path / "one", "--rows-per-shard", 1)
     arguments = ["annotate", "--type", "canny,grey", str(folder), "--shards", str(tmp_path / "two")]
-    done = launch_two("-m", "controlkit", *arguments, "--rows-per-shard", "1")
+    done = run_two(*arguments, "--rows-per-shard", "1")
     assert done.returncode == 0, done.stderr
     assert "annotate: 2/2 pictures" in done.stderr  # the first of two has two of five
     shards = sorted(path.name for path in (tmp_path / "one").iterdir())

@@ -24,7 +24,7 @@ from controlkit.files import atomic_write_bytes
 from controlkit.generation.settings import encode_picture
 from controlkit.models.bases import find_base
 from tests.conftest import draw_photo
-from tests.launcher import launch_two
+from tests.forked import run_two
 from tests.painting import strong_net
 
 
@@ -113,7 +113,7 @@ def test_other_settings_paint_anew(report, net, dataset, tmp_path):
 
 
 def test_two_processes_agree_with_one(report, net, dataset, tmp_path):
-    done = launch_two("-m", "controlkit", "evaluate", *arguments(net, dataset, tmp_path / "two"))
+    done = run_two("evaluate", *arguments(net, dataset, tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     ours, theirs = scores_of(report), scores_of(tmp_path / "two")
     assert (ours["processes"], theirs["processes"]) == (1, 2)

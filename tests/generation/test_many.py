@@ -15,7 +15,7 @@ from controlkit.generation.plan import make_plan
 from controlkit.generation.request import Control, Net, Request
 from controlkit.generation.settings import read_settings
 from tests.conftest import draw_photo
-from tests.launcher import launch_two
+from tests.forked import run_two
 from tests.painting import edges_of, pixels
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
@@ -210,7 +210,7 @@ def test_a_bad_file_is_refused(text, words, tmp_path, capsys):
 def test_two_processes_paint_the_same_pictures(tmp_path, capsys):
     file = lines(tmp_path / "r.jsonl", *({"prompt": prompt} for prompt in "abcd"))
     common = ["generate", "--requests", str(file), "--base", "random-sd15", "--steps", "1", "--size", "32x32"]
-    done = launch_two("-m", "controlkit", *common, "--out", str(tmp_path / "two"))
+    done = run_two(*common, "--out", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert "/2 pictures" in done.stderr  # each its share
     assert "/4 pictures" not in done.stderr

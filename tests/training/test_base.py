@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -23,7 +21,7 @@ from controlkit.training.base_tasks import about_square
 from controlkit.training.loop import follow
 from controlkit.training.optimizers import learning_rate
 from controlkit.training.run import RunError
-from tests.launcher import launch_two
+from tests.forked import Forked, run_two
 
 TINY = [
     *("data.size=16", "unet.widths=8,16", "unet.attention=false,true", "unet.groups=4", "unet.heads=2"),
@@ -240,10 +238,8 @@ def test_samplers_that_draw_noise_draw_it_from_the_seed(models, tmp_path, sample
 
 
 @pytest.mark.parametrize("kind", PIXELS)
-@pytest.mark.parametrize("steps", [1, 7, 1000])
+@pytest.mark.parametrize("steps", [1, 7, pytest.param(1000, marks=pytest.mark.slow)])
 def test_respaced_ddpm_takes_any_number_of_steps(models, tmp_path, kind, steps):
-    if steps == 1000 and kind == "iddpm":
-        pytest.skip("the same walk as ddpm's, and as long")
     (image,) = sample(models / kind / "pipeline", tmp_path, "--sampler", "ddpm", "--steps", steps)
     assert image.shape == (16, 16, 3)
 
@@ -285,12 +281,11 @@ def test_a_killed_run_equals_an_unbroken_one(circles, tmp_path):
     """SIGKILL at whatever it was doing behind its first checkpoint."""
     settings = [*PIXELS["iddpm"], "steps=40"]
     arguments = ["base", "train", f"data.path={circles}", f"output={tmp_path / 'killed'}", *TINY, *settings, "-q"]
-    process = subprocess.Popen([sys.executable, "-m", "controlkit", *arguments])
+    process = Forked(arguments, 1, tmp_path)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("killed/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
-    process.wait()
     assert not (tmp_path / "killed" / "pipeline").exists()
     train(circles, tmp_path / "killed", *settings, "--resume")
     train(circles, tmp_path / "whole", *settings)
@@ -318,7 +313,7 @@ def test_out_of_time_leaves_something_that_can_be_used(circles, tmp_path, capsys
 def test_two_processes_train_as_one_does(circles, tmp_path):
     train(circles, tmp_path / "one", "batch_size=4")
     arguments = ["base", "train", f"data.path={circles}", f"output={tmp_path / 'two'}", *TINY, "batch_size=2"]
-    done = launch_two("-m", "controlkit", *arguments)
+    done = run_two(*arguments)
     assert done.returncode == 0, done.stderr
     assert "4 a step" in done.stderr  # two processes with two rows each
     one, two = ([json.loads(line)["loss"] for line in metrics(tmp_path / name).splitlines()] for name in ("one", "two"))

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from controlkit.training.checkpoints import newest_checkpoint
-from tests.training.forked_training import ForkedTraining
+from tests.forked import Forked
 from tests.training.test_train import metrics
 
 SETTINGS = [
@@ -60,13 +60,14 @@ def unbroken_and_killed(dataset, tmp_path, *, processes, workers, steps, kills):
 
     def begin(run, *options):
         arguments = [*arguments_of(dataset, run, steps, workers), *options]
-        return ForkedTraining(arguments, processes, tmp_path / "log.txt")
+        return Forked(["train", *arguments], processes, tmp_path)
 
     for number in range(kills):
         in_time = kill_at_a_moment(begin(killed, "--resume"), killed, chance, number)
-        assert in_time, f"the run ended behind {number} kills: {(tmp_path / 'log.txt').read_text()}"
-    begin(killed, "--resume").end()
-    begin(whole).end()
+        assert in_time, f"the run ended behind {number} kills: {(tmp_path / 'err').read_text()}"
+    for run, options in ((killed, ["--resume"]), (whole, [])):
+        last = begin(run, *options)
+        assert last.end() == 0, last.err.read_text()
     ours, theirs = everything(killed), everything(whole)
     assert ours[0] == theirs[0]
     assert ours[1].keys() == theirs[1].keys()
