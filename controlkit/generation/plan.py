@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annotators.pose_drawing import draw
 from controlkit.data.pictures import read_picture
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
@@ -30,6 +31,8 @@ from controlkit.generation.masks import read_mask
 from controlkit.generation.pipelines import need_latent_channels
 from controlkit.generation.prompt_chunks import check_length
 from controlkit.generation.residuals import layer_weights, residual_count
+from controlkit.generation.tiles import tiles_of
+from controlkit.generation.upscale import shows_the_picture
 from controlkit.generation.ways import MODEL, REPAINT, check_way, fills_holes
 from controlkit.generation.windows import extend
 from controlkit.models.bases import find_base
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 
     from controlkit.generation.hires import Hires
     from controlkit.generation.request import Control, Mask, Net, Request
+    from controlkit.generation.tiles import Tile
+    from controlkit.generation.upscale import Upscale
     from controlkit.models.bases import Base
     from controlkit.models.controlnets import ControlNet
     from controlkit.models.formats.embeddings import Embedding
@@ -85,6 +90,7 @@ class Plan:
     vae: Vae | None
     scheduler: Any
     size: tuple[int, int]  # width, height
+    tiles: tuple[Tile, ...] = ()  # what is painted by itself of each step; none: the whole
     second: Plan | None = None  # what starts from the picture of this one, larger
 
     @property
@@ -129,8 +135,11 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
     _check_guidance(request, base)
     _check_clip_skip(request, base)
     vae = find_vae(request.vae, base) if request.vae else None
+    tiles: tuple[Tile, ...] = ()
     if canvas:
         size = canvas.window.size
+    elif request.upscale and picture is not None:
+        size, tiles = _upscaled(request, request.upscale, Given.of("picture", picture), base, controlnets, say)
     elif maps:
         size = choose_size(request.size, Given.of("map", maps[0].pixels), base, say)
     else:
@@ -140,6 +149,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         start = FittedPicture(fit_picture(picture, request.image.name, size, say), sha256(request.image))
         if request.noise_share == 1:
             say("strength 1: every step is walked, so that hardly anything of the picture stays")
+    seen = tiles[0].pixels(base.vae_factor) if tiles else None
     plan = Plan(
         request=request,
         base=base,
@@ -150,7 +160,9 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         fitted=[
             _on_canvas(control_map, canvas, request.mask)
             if canvas and request.mask
-            else fit_map(control_map, size, say, request.resize)
+            else start.pixels
+            if request.upscale and start and shows_the_picture(control_map.control, request.image)
+            else fit_map(control_map, size, say, request.resize, seen=seen)
             for control_map in maps
         ],
         regions=[_region(request, control, size, canvas, say) for control in request.controls],
@@ -166,6 +178,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         vae=vae,
         scheduler=_scheduler(request, base),
         size=size,
+        tiles=tiles,
     )
     return replace(plan, second=_second_pass(plan, request.hires, say)) if request.hires else plan
 
@@ -195,6 +208,27 @@ def _second_pass(first: Plan, hires: Hires, say: Callable[[str], None]) -> Plan:
         scheduler=_scheduler(request, first.base),
         size=size,
     )
+
+
+def _upscaled(
+    request: Request, upscale: Upscale, picture: Given, base: Base, nets: list[ControlNet], say: Callable[[str], None]
+) -> tuple[tuple[int, int], tuple[Tile, ...]]:
+    """The size of an upscaled picture, and the tiles in which it is painted."""
+    for net in nets:
+        if net.config.get("global_pool_conditions"):
+            raise RequestError(
+                f"--upscale {upscale.scale:g}: ControlNet {net.name!r} makes one value of its map for the whole "
+                f"picture, and tiles see parts of it; leave it out"
+            )
+    factor = base.vae_factor
+    size = scaled((picture.width, picture.height), upscale.scale, factor)
+    tiles = tiles_of(size[0] // factor, size[1] // factor, base.native_size // factor)
+    side = tiles[0].pixels(factor)
+    say(
+        f"upscale: {picture.width}x{picture.height} enlarged to {size[0]}x{size[1]} by Lanczos in pixels, then "
+        f"{request.walked_steps} of {request.steps} steps, each in {len(tiles)} tiles of {side[0]}x{side[1]}"
+    )
+    return size, tiles
 
 
 def _silent(text: str) -> None:
@@ -253,16 +287,19 @@ def _on_canvas(control_map: Map, canvas: Canvas, mask: Mask, option: str = "--co
     """The part of a map, or of a control's mask, that belongs to what is painted. One of the picture before it grew
     stands in black."""
     height, width = canvas.picture.shape[:2]
-    pixels = control_map.pixels
+    pixels, people, window = control_map.pixels, control_map.people, canvas.window
     left, top, right, bottom = mask.outpaint
     if pixels.shape[:2] == (height - top - bottom, width - left - right):
         pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)))
+        people = people.part(-left, -top, width, height) if people else None
     found = pixels.shape[1], pixels.shape[0]
     if found != (width, height):
         raise RequestError(
             f"{option} {control_map.control.file} is {found[0]}x{found[1]}, the masked picture {width}x{height}; "
             f"expected a map of the picture's size"
         )
+    if people and window.scaled:
+        return draw(people.part(window.left, window.top, window.width, window.height), *window.size)
     return canvas.control(pixels, control_map.values)
 
 

@@ -13,6 +13,7 @@ from controlkit.generation.pipelines import FROM_PICTURE, FROM_TEXT, INPAINTED, 
 from controlkit.generation.rescale import has_own_rescale, rescaled_guidance
 from controlkit.generation.residuals import weighed_residuals
 from controlkit.generation.silent import control_both_halves, control_conditional_half, silenced
+from controlkit.generation.tiled import in_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,10 @@ def pipeline_and_arguments(plan: Plan, parts: dict[str, Any], nets: list[Any]) -
     pass painted."""
     masked = plan.canvas if not plan.request.repaints else None
     task = INPAINTED if masked else FROM_PICTURE if _starts(plan) else FROM_TEXT
-    pipeline = make_pipeline(task, plan.base, parts, [silenced(nets)] if nets else [], plan.scheduler)
+    controlnets = [silenced(nets)] if nets else []
+    if plan.tiles:
+        parts, controlnets = in_tiles(plan.tiles, plan.base.vae_factor, parts, nets)
+    pipeline = make_pipeline(task, plan.base, parts, controlnets, plan.scheduler)
     arguments = _common(plan)
     if nets:
         arguments |= _of_controls(plan, "image" if task == FROM_TEXT else "control_image")
@@ -55,7 +59,8 @@ def seams(plan: Plan, pipeline: Any, nets: list[Any]) -> Iterator[None]:
             hooks.callback(control_both_halves, pipeline)
         hooks.enter_context(control_modes(nets, _modes(plan), guided=plan.guided))
         regions = [region.pixels if region else None for region in _of_nets(plan, plan.regions)]
-        hooks.enter_context(weighed_residuals(nets, _of_nets(plan, plan.layers), regions))
+        layers = _of_nets(plan, plan.layers)
+        hooks.enter_context(weighed_residuals(nets, layers, regions, factor=plan.base.vae_factor))
         if request.cfg_interval != WHOLE:  # before what reads the two halves
             hooks.enter_context(guided_within(pipeline, request.cfg_interval))
         if plan.canvas and not request.repaints:
@@ -80,14 +85,14 @@ def _common(plan: Plan) -> dict[str, Any]:
 
 
 def _of_controls(plan: Plan, name: str) -> dict[str, Any]:
-    """One ControlNet takes a value, several take a list. `name` is what the pipeline calls its maps. The one that reads
-    the picture with its hole comes last."""
+    """One ControlNet takes a value, several take a list, and so do those in tiles. `name` is what the pipeline calls
+    its maps. The one that reads the picture with its hole comes last."""
     controls = _of_nets(plan, list(plan.request.controls))
     hint = [plan.canvas.hint[None]] if plan.canvas and plan.filler else []
     always = [1.0] * len(hint)
 
     def of_each(values: list[Any]) -> Any:
-        return values[0] if len(values) == 1 else values
+        return values[0] if len(values) == 1 and not plan.tiles else values
 
     return {
         name: of_each([*(_map(plan, number) for number in range(len(plan.controlnets))), *hint]),
