@@ -189,12 +189,14 @@ def prepare(
     scheduler = make_sampler(question.sampler, base.scheduler, steps=question.steps)
     if question.preset is None:
         rows = questioned_rows(question, condition, say, processes)
-        judge = judge_of_rows(f"--controlnet {question.controlnet}", condition, rows)
-        return Trial(question, base, net, scheduler, rows, judging_more(judge, question, device), make_maps=False)
-    preset = find_preset(question.preset)
-    make_maps = preset.reading(condition).makes_maps
-    rows = questioned_rows(question, None if make_maps else condition, say, processes)
-    judge = judging_more(preset.judge(condition, rows), question, device)
+        judge, make_maps = judge_of_rows(f"--controlnet {question.controlnet}", condition, rows), False
+    else:
+        preset = find_preset(question.preset)
+        make_maps = preset.reading(condition).makes_maps
+        rows = questioned_rows(question, None if make_maps else condition, say, processes)
+        judge = preset.judge(condition, rows)
+    judge = judging_more(judge, question, device)
+    need_enough(judge, len(rows))
     return Trial(question, base, net, scheduler, rows, judge, make_maps)
 
 
@@ -212,8 +214,18 @@ def _painted(
 
 def judging_more(judge: Judge, question: Question, device: str) -> Judge:
     """With what `question.also` asks for."""
+    names = [each.partition("=")[0] for each in question.also]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RequestError(f"--also {twice[0]}: given twice; its figure can stand once in a report")
     more = tuple(quality_judge(each, device) for each in question.also)
     return replace(judge, contents=(*judge.contents, *more))
+
+
+def need_enough(judge: Judge, count: int) -> None:
+    """Refuse figures of sets that so few pictures cannot have."""
+    for figure in (figure for each in judge.contents for figure in each.figures):
+        if count < figure.least:
+            raise RequestError(f"--also {figure.name}: of {count} rows; expected at least {figure.least}")
 
 
 def evaluate(

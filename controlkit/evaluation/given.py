@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from controlkit.data.folder import find_pictures
 from controlkit.data.pictures import read_picture
 from controlkit.errors import RequestError
-from controlkit.evaluation.evaluate import Answer, Case, Question, conclude, judging_more, questioned_rows
+from controlkit.evaluation.evaluate import Answer, Case, Question, conclude, judging_more, need_enough, questioned_rows
 from controlkit.evaluation.obedience import judge_of_rows
 from controlkit.evaluation.reading import at_size
 from controlkit.evaluation.sets import FeatureFiles
@@ -53,6 +53,7 @@ def evaluate_pictures(
     rows = questioned_rows(question, question.condition, say, processes)
     judge = judging_more(judge_of_rows(f"--pictures {folder}", question.condition, rows), question, device)
     pairs = pair(rows, folder, question.condition, say)
+    need_enough(judge, len(pairs))
     reader = SeenGiven(judge, [(rows[number], path) for number, path in pairs])
     features = FeatureFiles(judge.contents, out, processes)
     cases, shown, mine = [], [], processes.slice(list(range(len(pairs))))

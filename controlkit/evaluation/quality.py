@@ -25,7 +25,7 @@ from annotators.weights import Weights, locate, sha256
 from controlkit.errors import RequestError, known
 from controlkit.evaluation.contents import ContentJudge
 from controlkit.evaluation.metrics import Metric
-from controlkit.evaluation.sets import SetFigure, cmmd, frechet, kernel
+from controlkit.evaluation.sets import KERNEL_LEAST, SetFigure, cmmd, frechet, kernel
 from controlkit.models.formats.reading import read_tensors
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ QUALITY = {
             Weights("torch-fidelity or pytorch-fid", "pt_inception-2015-12-05-6726825d.pth", 96, "Apache-2.0"),
             "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
         )
-        for figure in (SetFigure("fid", frechet, 10_000), SetFigure("kid", kernel, 1000))
+        for figure in (SetFigure("fid", frechet, 10_000), SetFigure("kid", kernel, 1000, KERNEL_LEAST))
     },
     "cmmd": Quality(
         _cmmd,

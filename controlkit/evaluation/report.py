@@ -68,6 +68,7 @@ def render(answer: Answer, pictures: Callable[[Case], dict[str, Picture]]) -> st
             f" · base {question.base} · {question.sampler}, {question.steps} steps, cfg {question.cfg:g}, "
             f"weight {question.weight:g}, seeds from {question.seed}"
         )
+        settings += f" · preset {question.preset}" if question.preset else ""
         settings += f" · {question.size} pixels a side" if question.size else ""
         settings += f" · without {question.negative!r}" if question.negative else ""
         settings += f" · {question.per_row} pictures a row" if question.per_row > 1 else ""
@@ -87,7 +88,6 @@ def render(answer: Answer, pictures: Callable[[Case], dict[str, Picture]]) -> st
 <h2>Scores</h2>
 {_table(answer)}
 {"".join(f"<p>{html.escape(warning)}</p>" for warning in answer.warnings)}
-{_stated(answer)}
 <h2>How they are spread</h2>
 {_histogram(answer)}
 <h2>Worst first</h2>
@@ -96,7 +96,8 @@ read from the picture is cyan, and white where they meet.</p>
 <div class="scroll"><table class="sheet"><thead><tr><th>score</th>{heads}</tr></thead>
 <tbody>
 {sheet}
-</tbody></table></div>"""
+</tbody></table></div>
+{_stated(answer)}"""
     return html_page(title, body)
 
 
@@ -153,8 +154,8 @@ def _table(answer: Answer) -> str:
 
 def _stated(answer: Answer) -> str:
     """How the figures were made that cannot be read without it."""
-    return "".join(
-        f"<details open><summary>{html.escape(name)}, in detail</summary><div class='scroll'><table class='typed'>"
+    told = "".join(
+        f"<details open><summary>{html.escape(name)}</summary><div class='scroll'><table class='typed'>"
         + "".join(
             f"<tr><th>{html.escape(fact)}</th><td class='facts'>{_words(value)}</td></tr>"
             for fact, value in facts.items()
@@ -162,6 +163,7 @@ def _stated(answer: Answer) -> str:
         + "</table></div></details>"
         for name, facts in answer.stated.items()
     )
+    return f"<h2>How it was measured</h2>{told}" if told else ""
 
 
 def _words(value: Any) -> str:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 FOLDER = ".features"
 REFERENCE = "real"
+KERNEL_LEAST = 4  # two of each kind, in two subsets that share none
 
 _PORTION = 1000  # pictures whose features are in memory at a time
 _SUBSETS, _SUBSET = 100, 1000
@@ -42,11 +43,12 @@ _Z = 1.959963984540054  # of the normal distribution, 95 % on both sides
 
 @dataclass(frozen=True)
 class SetFigure:
-    """`enough`: pictures below which the figure is said to be shaky."""
+    """`enough`: pictures below which the figure is said to be shaky; `least`: below which there is none."""
 
     name: str
     distance: Callable[[Features, Features], Score]
     enough: int
+    least: int = 2
 
     def warning(self, score: Score) -> str | None:
         if score.n >= self.enough:
@@ -67,8 +69,8 @@ def kernel(made: Features, real: Features) -> Score:
     meeting. Subsets of m out of n pictures vary as the whole does, but for the factor of the jackknife that leaves
     n - m out: m / (n - m) (Shao and Wu, 1989)."""
     n = len(made)
-    if n != len(real) or n < 4:
-        raise ValueError(f"expected as many pictures as real ones, at least 4; got {n} and {len(real)}")
+    if n != len(real) or n < KERNEL_LEAST:
+        raise ValueError(f"expected as many pictures as real ones, at least {KERNEL_LEAST}; got {n} and {len(real)}")
     size, random, draws = min(_SUBSET, n // 2), np.random.default_rng(0), []
     for _ in range(_SUBSETS):
         order = random.permutation(n)

@@ -116,8 +116,9 @@ def test_what_is_not_there_is_one_line(weights, painted, dataset, tmp_path, caps
         ("kid=nowhere.pth", "nowhere.pth: there is no such file; expected kid=FILE"),
         ("clipscore=x", "did you mean 'clip_score'?"),
         (f"fd_dinov2={weights / 'clip'}", "are missing"),
+        (f"cmmd={weights / 'clip'} cmmd", "--also cmmd: given twice"),
     ]:  # fmt: skip
-        evaluate(painted, dataset, tmp_path / "out", also, code=2)
+        evaluate(painted, dataset, tmp_path / "out", *also.split(), code=2)
         said = capsys.readouterr().err
         assert words in said
         assert said.count("\n") == 1

@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from controlkit.errors import RequestError
 from controlkit.evaluation import sets
 from controlkit.evaluation.contents import ContentJudge
+from controlkit.evaluation.evaluate import need_enough
 from controlkit.evaluation.frechet import Moments, frechet_distance
-from controlkit.evaluation.obedience import Look
+from controlkit.evaluation.obedience import Judge, Look
 from controlkit.evaluation.sets import FeatureFiles, SetFigure, cmmd, frechet, kernel
 from controlkit.processes import Processes
 
@@ -59,7 +61,7 @@ def test_kid_has_no_bias(populations):
     one, other, distance = populations
     random = np.random.default_rng(3)
     bound, free = [], []
-    for _ in range(150):
+    for _ in range(60):
         mine, theirs = random.integers(6, size=(2, 12))
         free.append(kernel(one[mine], other[theirs]).mean)
         bound.append(kernel(one[mine], one[mine]).mean)
@@ -71,11 +73,11 @@ def test_kid_has_no_bias(populations):
 def test_the_interval_of_kid_holds_the_population(populations):
     one, other, distance = populations
     random, inside = np.random.default_rng(4), 0
-    for _ in range(60):
+    for _ in range(40):
         mine, theirs = random.integers(6, size=(2, 80))
         found = kernel(one[mine], other[theirs])
         inside += found.low <= distance <= found.high
-    assert 50 <= inside <= 60
+    assert 34 <= inside <= 40
     with pytest.raises(ValueError, match="at least 4; got 3 and 3"):
         kernel(one[:3], other[:3])
 
@@ -117,6 +119,13 @@ def test_files_of_all_processes_are_one_set(tmp_path):
     assert found["mmd"]["control"].mean == np.mean([kernel(each, real).mean for each in made])
     assert set(found["distance"]) == {"control"}
     assert not folder.exists()
+
+
+def test_too_few_pictures_are_refused_before_they_are_painted():
+    judge = Judge(None, (ContentJudge(read=len, figures=(SetFigure("kid", kernel, 1000, least=4),)),))
+    need_enough(judge, 4)
+    with pytest.raises(RequestError, match="--also kid: of 3 rows; expected at least 4"):
+        need_enough(judge, 3)
 
 
 def test_few_pictures_are_said():
