@@ -28,7 +28,15 @@ from controlkit.training.batches import ControlRows, make_batches, rows_to_come
 from controlkit.training.cache import cache_rows
 from controlkit.training.card import CURVES, model_card
 from controlkit.training.checkpoints import State, drop_old_checkpoints, load_checkpoint, save_checkpoint
-from controlkit.training.config import RESUMED_WITH, TrainConfig, check_against_base, fresh_maps, read_rows, resolution
+from controlkit.training.config import (
+    RESUMED_WITH,
+    TrainConfig,
+    check_against_base,
+    control_dropout,
+    fresh_maps,
+    read_rows,
+    resolution,
+)
 from controlkit.training.curves import draw_curves
 from controlkit.training.encoders import let_encoders_rest
 from controlkit.training.guard import Guard
@@ -74,7 +82,9 @@ def train(
 
     # Models: the base is locked, the ControlNet learns; the base's decoder too, where the config unlocks it.
     parts = load_parts(base, dtype=precision(config), device=accelerator.device, locked=True)
-    own = begin_controlnet(base, parts["unet"], config.controlnet, config.seed).to(accelerator.device, torch.float32)
+    types = config.data.condition
+    own = begin_controlnet(base, parts["unet"], config.controlnet, config.seed, len(types))
+    own = own.to(accelerator.device, torch.float32)
     lay_out(config, own, parts["unet"])
     nets = Learned(config, own, parts["unet"])
     optimizer = make_optimizer(config, nets.parameters())
@@ -92,12 +102,12 @@ def train(
     size = resolution(config, base)
     data = ControlRows(
         learned,
-        condition=config.data.condition,
+        condition=types,
         resolution=size,
         latent_shape=(base.latent_channels, size // base.vae_factor, size // base.vae_factor),
         timesteps=len(models.alpha_bar),
         prompt_dropout=config.prompt_dropout,
-        control_dropout=config.control_dropout,
+        control_dropout=control_dropout(config),
         objective=config.objective,
         seed=config.seed,
         buckets=config.data.buckets,
@@ -133,7 +143,7 @@ def train(
     tell = say if processes.first else (lambda text: None)
 
     # What tells whether it works: looks at held-out rows, and sample grids.
-    looks_every = config.watch.interval(rows_a_step)
+    looks_every = config.watch.interval(rows_a_step, len(types))
     watch = None
     if looks_every:
         watched = choose_watched(kept_back, learned, config.watch.rows, tell)
@@ -146,9 +156,9 @@ def train(
             processes=processes,
             accelerator=accelerator,
         )
-    maps = read_map_facts(data, learned, config.data.condition, processes)
+    maps = read_map_facts(data, learned, processes)
     telemetry = Telemetry(run, config, watch, maps, tell, first=processes.first)
-    shown, judge = prepare_samples(config, data, kept_back + learned, tell)
+    shown, judges = prepare_samples(config, data, kept_back + learned, tell)
     if config.cache == "disk":
         let_encoders_rest(pipeline, accelerator.device)
 
@@ -195,11 +205,11 @@ def train(
         if "look" in now:
             telemetry.look(step)
         if "sample" in now:
-            painted = sample_grid(models, nets.result(), shown, judge, config.samples, config.seed, processes)
+            painted = sample_grid(models, nets.result(), shown, judges, config.samples, config.seed, processes)
             if painted is not None:
-                sheet, score = painted
+                sheet, scores = painted
                 save_png(run.folder / "samples" / f"step-{step:06d}.png", sheet)
-                telemetry.fidelity(step, score)
+                telemetry.fidelity(step, scores)
             if config.cache == "disk":
                 let_encoders_rest(pipeline, accelerator.device)
 
@@ -217,11 +227,11 @@ def train(
 
     # Hand over, or leave.
     if processes.first and stopped in (None, "time"):
-        notes = {"condition": config.data.condition, "base": config.base, "step": step}
+        notes = {"condition": types[0] if len(types) == 1 else list(types), "base": config.base, "step": step}
         save_result(nets.result(), run.folder, notes)
         if config.save_webui:
             saved = ControlNet("controlnet", run.folder / "controlnet")
-            save_webui(saved, run.folder / f"control_{config.data.condition}.safetensors")
+            save_webui(saved, run.folder / f"control_{types[0]}.safetensors")
         samples = sorted((run.folder / "samples").glob("step-*.png"))
         metrics = run.metrics()
         if (curves := draw_curves(metrics)) is not None:

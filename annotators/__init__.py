@@ -10,6 +10,7 @@ library until an annotator is called.
 
 from annotators import (  # noqa: F401  (importing a file registers what it holds)
     canny,
+    canny_kornia,
     colours,
     depth_anything,
     depth_midas,

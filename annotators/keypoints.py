@@ -87,6 +87,13 @@ class People:
         persons = (person.map(lambda points: (points + half) / shares) for person in self.persons)
         return People.from_shares(width, height, persons)
 
+    def part(self, left: int, top: int, width: int, height: int) -> People:
+        """The same people in a box of the picture, whose corner may lie outside it."""
+        import numpy as np
+
+        corner = np.array([left, top, 0.0])
+        return People(width, height, tuple(person.map(lambda points: points - corner) for person in self.persons))
+
     def to_json(self) -> dict[str, Any]:
         """OpenPose's JSON: places to a thousandth of a pixel, confidences to six digits."""
         return {

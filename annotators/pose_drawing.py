@@ -62,7 +62,7 @@ def draw(people: People, width: int, height: int, stick_width: float | None = No
     import numpy as np
 
     if stick_width is None:
-        stick_width = max(0.5, 4 * min(height, width) / 512)
+        stick_width = usual_stick_width(width, height)
     canvas = np.zeros((height, width, 3), np.uint8)
     for person in people.scaled(width, height).persons:
         _draw_body(canvas, person.body, stick_width)
@@ -72,6 +72,11 @@ def draw(people: People, width: int, height: int, stick_width: float | None = No
         if person.face is not None:
             _draw_points(canvas, person.face, 0.75 * stick_width, (FACE_POINT,) * len(person.face))
     return canvas
+
+
+def usual_stick_width(width: int, height: int) -> float:
+    """What the ControlNets for poses were shown in pictures of that size."""
+    return max(0.5, 4 * min(height, width) / 512)
 
 
 def _draw_body(canvas: Image, body: Points, stick_width: float) -> None:

@@ -33,26 +33,36 @@ class PoseFiles:
 
     def annotator(self, name: str) -> DrawnPose:
         """The annotator for the picture of that name, a relative path with its suffix."""
-        path = self._path(name)
-        try:
-            data = path.read_bytes()
-        except OSError as reason:
-            raise ValueError(f"{path}: cannot be read ({reason.strerror})") from None
-        try:
-            keypoints = json.loads(data)
-        except (ValueError, RecursionError) as reason:
-            raise ValueError(f"{path}: is not JSON ({' '.join(str(reason).split())})") from None
-        annotator = DrawnPose(hashlib.sha256(data).hexdigest(), keypoints, str(path))
-        annotator.people(64, 64)  # what cannot be read is refused now
-        return annotator
+        found = self.find(name)
+        if found is None:
+            *names, last = (path.name for path in self._paths(name))
+            folder = (Path(self.folder) / name).parent
+            raise ValueError(f"no keypoints for it: {folder} has no {', '.join(names)} or {last}")
+        return read_poses(found)
 
-    def _path(self, name: str) -> Path:
+    def find(self, name: str) -> Path | None:
+        """The file for the picture of that name, if there is one."""
+        return next((path for path in self._paths(name) if path.is_file()), None)
+
+    def _paths(self, name: str) -> list[Path]:
         picture = Path(self.folder) / name
         names = (f"{picture.name}.json", f"{picture.stem}_keypoints.json", f"{picture.stem}.json")
-        found = next((path for each in names if (path := picture.with_name(each)).is_file()), None)
-        if found is None:
-            raise ValueError(f"no keypoints for it: {picture.parent} has no {', '.join(names[:-1])} or {names[-1]}")
-        return found
+        return [picture.with_name(each) for each in names]
+
+
+def read_poses(path: Path) -> DrawnPose:
+    """The annotator that draws what one file of keypoints says."""
+    try:
+        data = path.read_bytes()
+    except OSError as reason:
+        raise ValueError(f"{path}: cannot be read ({reason.strerror})") from None
+    try:
+        keypoints = json.loads(data)
+    except (ValueError, RecursionError) as reason:
+        raise ValueError(f"{path}: is not JSON ({' '.join(str(reason).split())})") from None
+    annotator = DrawnPose(hashlib.sha256(data).hexdigest(), keypoints, str(path))
+    annotator.people(64, 64)  # what cannot be read is refused now
+    return annotator
 
 
 @dataclass(frozen=True)
@@ -89,8 +99,15 @@ class DrawnPose:
 
     def people(self, width: int, height: int) -> People:
         """The people as the file has them; a file that names no canvas is one for a picture of this size."""
+        return self._people((width, height))
+
+    def on_its_canvas(self) -> People:
+        """The people as the file has them; one that names no canvas is refused."""
+        return self._people(None)
+
+    def _people(self, size: tuple[int, int] | None) -> People:
         try:
-            return People.from_json(self.data, (width, height))
+            return People.from_json(self.data, size)
         except ValueError as reason:
             raise ValueError(f"{self.source}: {reason}") from None
 

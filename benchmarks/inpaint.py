@@ -13,8 +13,8 @@ stands plain replacement, which never goes back (r = 1).
     fidelity     share of the pictures in which things, colours and number are those of the caption
     outside      largest difference to the picture outside the hole: 0 is promised
 
-A way whose weights are nowhere is left out, and that is said. The last line is the hole error of plain replacement over
-that of RePaint.
+A way whose weights are nowhere is left out, and that is said. With --keep FOLDER what is painted lies there, and a run
+that was stopped goes on. The last line is the hole error of plain replacement over that of RePaint.
 """
 
 import argparse
@@ -33,14 +33,17 @@ from PIL import Image
 import controlkit.toybox.register  # noqa: F401  (the world's readers)
 from annotators import ANNOTATORS
 from controlkit.errors import RequestError
+from controlkit.files import atomic_write_bytes
 from controlkit.generation.generate import load_models, paint
 from controlkit.generation.options import request_of
 from controlkit.generation.plan import make_plan
+from controlkit.generation.settings import encode_picture, read_settings
+from controlkit.generation.sheet import draw_sheet
 from controlkit.toybox.classifier import Contents
 from controlkit.toybox.lessons import load_network
 from controlkit.toybox.measure import UNSEEN, fidelity, judge
 from controlkit.toybox.worlds import find_world
-from controlkit.training.samples import HOLE, grid, save_png
+from controlkit.training.samples import HOLE, save_png
 
 SIZE = 64
 KINDS = {
@@ -50,6 +53,7 @@ KINDS = {
     "expand": {"shapes": "expand", "least": 0.75, "most": 0.75},
 }
 SHOWN = 2  # pictures of each kind on the sheet
+LARGER = np.ones((2, 2, 1), np.uint8)  # pixels of the sheet for each of a picture
 
 
 def options_of(arguments):
@@ -102,14 +106,37 @@ def seam(image, hole):
     return float(np.concatenate(steps).mean())
 
 
+class Painter:
+    """One way, whose pictures are kept with the seconds that they took; those that are there are not painted again."""
+
+    def __init__(self, way, options, device, folder):
+        self.way, self.options, self.device, self.folder = way, options, device, folder
+        self.models = None
+
+    def paint(self, scene, number, kind):
+        """The picture and its seconds."""
+        options = {**self.options, "seed": number}
+        path = self.folder / f"{number:05d}-{kind}-{self.way}.png"
+        if path.exists() and (settings := read_settings(path))["options"] == options:
+            return np.asarray(Image.open(path)), settings["seconds"]
+        plan = plan_of(scene, kind, options)
+        self.models = self.models or load_models(plan, device=self.device, dtype=torch.float32)
+        begun = time.perf_counter()
+        (made,) = paint(plan, self.models, device=self.device)
+        seconds = time.perf_counter() - begun
+        atomic_write_bytes(path, encode_picture(made.image, {"options": options, "seconds": seconds}))
+        return made.image, seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num", type=int, default=4, help="pictures")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=4.0)
+    parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--model", help="a base that reads masks [default: toybox-9ch, where it comes along]")
     parser.add_argument("--controlnet", help="a ControlNet for inpainting [default: toybox-inpaint, likewise]")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what is painted here, and go on from it")
     parser.add_argument("--sheet", type=Path, help="a PNG: for each kind the hole, what each way painted, the picture")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -117,30 +144,27 @@ def main() -> None:
     sheet = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         scenes = draw_scenes(arguments.num, Path(folder))
+        painters = []
         for way, named in options_of(arguments).items():
             options = {"base": "toybox", "steps": arguments.steps, "cfg": arguments.cfg, "feather": 0, **named}
             if (reason := refusal(scenes[0], options)) is not None:
                 print(f"{way} is left out: {reason}")
                 continue
-            models = None
-            for number, kind in product(range(arguments.num), KINDS):
-                picture, _, masks, *_ = scenes[number]
-                plan = plan_of(scenes[number], kind, {**options, "seed": number})
-                models = models or load_models(plan, device=device, dtype=torch.float32)
-                begun = time.perf_counter()
-                (made,) = paint(plan, models, device=device)
-                seconds = time.perf_counter() - begun
-                hole = np.asarray(Image.open(masks[kind]).convert("L")) > HOLE
-                difference = np.abs(made.image.astype(np.int16) - picture)
-                figures = measured[way, kind]
-                figures["picture"].append(made.image)
-                figures["error"].append(difference[hole].mean())
-                figures["seam"].append(seam(made.image, hole) / max(seam(picture, hole), 1))
-                figures["outside"].append(difference[~hole].max())
-                figures["seconds"].append(seconds)
-                if number < SHOWN:
-                    begin = [np.where(hole[:, :, None], HOLE, picture).astype(np.uint8)]
-                    sheet[kind, number] = [*(sheet[kind, number] or begin), made.image]
+            painters.append(Painter(way, options, device, arguments.keep or Path(folder)))
+        for number, kind, painter in product(range(arguments.num), KINDS, painters):
+            picture, _, masks, *_ = scenes[number]
+            image, seconds = painter.paint(scenes[number], number, kind)
+            hole = np.asarray(Image.open(masks[kind]).convert("L")) > HOLE
+            difference = np.abs(image.astype(np.int16) - picture)
+            figures = measured[kind, painter.way]
+            figures["picture"].append(image)
+            figures["error"].append(difference[hole].mean())
+            figures["seam"].append(seam(image, hole) / max(seam(picture, hole), 1))
+            figures["outside"].append(difference[~hole].max())
+            figures["seconds"].append(seconds)
+            if number < SHOWN:
+                begin = [np.where(hole[:, :, None], HOLE, picture).astype(np.uint8)]
+                sheet[kind, number] = [*(sheet[kind, number] or begin), image]
 
     network = load_network("scenes")
     captions, asked = [scene[3] for scene in scenes], [scene[4] for scene in scenes]
@@ -149,18 +173,18 @@ def main() -> None:
     print(f"{machine} · torch {torch.__version__} · diffusers {diffusers.__version__}")
     print(f"{arguments.num} pictures, {SIZE} px, {arguments.steps} steps of ddim, cfg {arguments.cfg:g}")
     print(f"{'':22s}{'hole error':>12s}{'seam':>8s}{'fidelity':>10s}{'outside':>9s}{'seconds':>9s}")
-    for (way, kind), each in measured.items():
+    for (kind, way), each in measured.items():
         share = fidelity(captions, asked, judge(network, each["picture"]))["prompt_fidelity"].mean
         print(
-            f"{way + ', ' + kind:22s}{np.mean(each['error']):12.1f}{np.mean(each['seam']):8.2f}{share:10.1%}"
+            f"{kind + ', ' + way:22s}{np.mean(each['error']):12.1f}{np.mean(each['seam']):8.2f}{share:10.1%}"
             f"{max(each['outside']):9d}{np.median(each['seconds']):9.2f}"
         )
     if arguments.sheet:
-        rows = [
-            [*cells, scenes[number][0]] for (_, number), cells in sorted(sheet.items(), key=lambda each: each[0][1])
-        ]
-        save_png(arguments.sheet, grid(rows))
-    errors = {way: np.mean([np.mean(measured[way, kind]["error"]) for kind in KINDS]) for way in ("plain", "repaint")}
+        shown = sorted(sheet.items(), key=lambda each: each[0][1])
+        rows = [[np.kron(cell, LARGER) for cell in (*cells, scenes[number][0])] for (_, number), cells in shown]
+        above = [["hole", *(painter.way for painter in painters), "picture"]]
+        save_png(arguments.sheet, draw_sheet(rows, above, [kind for (kind, _), _ in shown]))
+    errors = {way: np.mean([np.mean(measured[kind, way]["error"]) for kind in KINDS]) for way in ("plain", "repaint")}
     print(f"ratio: {errors['plain'] / errors['repaint']:.2f}")
 
 

@@ -38,9 +38,10 @@ from controlkit.data.rows import read_datasets
 from controlkit.generation.pipelines import control_pipeline, load_parts
 from controlkit.models.bases import Base, find_base
 from controlkit.models.controlnets import begin_controlnet
+from controlkit.models.map_hint import to_control
 from controlkit.models.quiet import quiet_libraries
 from controlkit.processes import Processes
-from controlkit.training.batches import ControlRows, make_batches, rows_to_come, to_control, to_pixels
+from controlkit.training.batches import ControlRows, make_batches, rows_to_come, to_pixels
 from controlkit.training.cache import cache_rows
 from controlkit.training.config import TrainConfig
 from controlkit.training.encoders import let_encoders_rest
@@ -181,9 +182,9 @@ def reference(config, base, accelerator, models, data, own, steps):
     pipeline, device, low = models.pipeline, accelerator.device, precision(config)
     optimizer = torch.optim.AdamW(own.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     scheduler = diffusers.DDPMScheduler.from_config(SCHEDULER)
-    seen = [data.picture_and_map(row) for row in data.rows]
+    seen = [data.picture_and_maps(row) for row in data.rows]
     pixels = torch.stack([to_pixels(picture) for picture, _, _ in seen]).to(device)
-    control = torch.stack([to_control(control_map) for _, control_map, _ in seen]).to(device)
+    control = torch.stack([to_control(maps["canny"]) for _, maps, _ in seen]).to(device)
     tokens = pipeline.tokenizer(
         [row.caption for row in data.rows], padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids.to(device)

@@ -6,6 +6,7 @@ import copy
 import functools
 import gc
 import os
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -124,6 +125,17 @@ def dataset(tmp_path_factory):
         Image.fromarray(draw_photo(number, 64, 64)).save(folder / f"{number:03d}.png")
         (folder / f"{number:03d}.txt").write_text(f"picture number {number}", encoding="utf-8")
     assert main(["annotate", "--type", "canny", str(folder), "--quiet"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_types(dataset, tmp_path_factory):
+    """The same folder with maps of two types: canny, and grey, whose maps hold any value."""
+    from controlkit.cli.main import main
+
+    folder = tmp_path_factory.mktemp("two_types") / "data"
+    shutil.copytree(dataset, folder)
+    assert main(["annotate", "--type", "canny,grey", str(folder), "--quiet"]) == 0
     return folder
 
 

@@ -26,10 +26,14 @@ OWN = {
 
 
 def strong_net(base_name, folder, seed=0, condition="canny"):
-    """A ControlNet whose zero convolutions are not zero, so that the control counts."""
+    """A ControlNet whose zero convolutions are not zero, so that the control counts; of a list of types one for all."""
     base = find_base(base_name)
     net = make_controlnet(
-        base.load("unet"), vae_factor=base.vae_factor, latent_channels=base.latent_channels, seed=seed
+        base.load("unet"),
+        vae_factor=base.vae_factor,
+        latent_channels=base.latent_channels,
+        seed=seed,
+        types=len(condition) if isinstance(condition, list) else 1,
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

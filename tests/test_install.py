@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 
 import pytest
 
@@ -30,6 +30,20 @@ def test_every_dependency_has_a_lower_bound():
 
 def test_the_version_is_said_once():
     assert PROJECT["version"] == __version__
+
+
+def test_what_is_not_code_is_installed_with_it():
+    try:
+        installed = distribution("controlkit")
+    except PackageNotFoundError:
+        pytest.skip("run from a checkout alone: nothing is installed")
+    files = {str(file) for file in installed.files or ()}
+    if not any(name.startswith("controlkit/") for name in files):
+        pytest.skip("installed as editable: the checkout itself is used")
+    assert {f"controlkit/configs/{path.name}" for path in (ROOT / "configs").iterdir()} <= files
+    weights = [path for path in (ROOT / "controlkit/toybox/weights").rglob("*") if path.is_file()]
+    assert {path.relative_to(ROOT).as_posix() for path in weights} <= files
+    assert "train_controlnet.py" in files
 
 
 @pytest.mark.parametrize(

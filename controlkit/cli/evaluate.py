@@ -33,7 +33,18 @@ if TYPE_CHECKING:
 @click.option("--sampler", default="dpmpp_2m_karras", show_default=True, help="How the noise is removed.")
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
 @click.option("--cfg", type=float, help="How strongly the prompt counts; 1: no guidance.  [default: the base's, 7.5]")
-@click.option("--seed", default=0, show_default=True, help="Row i is painted from SEED + i.")
+@click.option("--negative", default="", metavar="TEXT", help="What the pictures are not to show.")
+@click.option("--size", type=int, help="Pixels a side.  [default: the base's own]")
+@click.option("--per-row", default=1, show_default=True,
+              help="Pictures a row; its figure is over all of them.")  # fmt: skip
+@click.option("--batch-size", default=1, show_default=True, help="Pictures painted together: what a GPU is quick at.")
+@click.option("--seed", default=0, show_default=True,
+              help="The pictures are painted from SEED, SEED + 1, … in the order of the rows.")  # fmt: skip
+@click.option("--also", multiple=True, metavar="NAME[=WEIGHTS]",
+              help="Measure more: clip_score, lpips, fid, kid, cmmd or fd_dinov2, by weights on this machine or by a "
+                   "hub id; docs/measuring.md says by which.")  # fmt: skip
+@click.option("--preset", metavar="NAME",
+              help="Paint, read and measure as a published protocol did: controlnet-plus-plus.")  # fmt: skip
 @click.option(
     "--out", default="report", show_default=True, type=click.Path(path_type=Path), help="The report's folder."
 )
@@ -55,7 +66,13 @@ def command(
     sampler: str,
     steps: int,
     cfg: float | None,
+    negative: str,
+    size: int | None,
+    per_row: int,
+    batch_size: int,
     seed: int,
+    also: tuple[str, ...],
+    preset: str | None,
     out: Path,
     compare: tuple[Path, Path] | None,
     device: str | None,
@@ -76,12 +93,15 @@ def command(
             "expected --data DATASET and either --controlnet NET or --pictures TYPE=FOLDER; or --compare REPORT REPORT"
         )
     if pictures:
-        refuse_what_paints()
+        refuse_what_paints(*(("device",) if also else ()))
+    if preset:
+        refuse_what_is_fixed(preset)
 
     import controlkit.toybox.register  # noqa: F401  (its worlds can be named, and its annotators read its pictures)
     from controlkit.cli.output import Output
     from controlkit.evaluation.evaluate import Question, evaluate, prepare
     from controlkit.evaluation.given import evaluate_pictures
+    from controlkit.evaluation.presets import find_preset
     from controlkit.evaluation.report import write_report
     from controlkit.evaluation.variants import variants_of, write_overview
     from controlkit.files import need_writable
@@ -100,18 +120,26 @@ def command(
         "steps": steps,
         "cfg": usual_cfg(base or DEFAULT_BASE) if cfg is None else cfg,
         "weight": weight,
+        "negative": negative,
+        "size": size,
+        "per_row": per_row,
+        "batch_size": batch_size,
+        "also": also,
         "seed": seed,
     }
+    if preset:
+        asked |= {"preset": preset, **find_preset(preset).settings}
     need_writable(out, "--out")
     processes = Processes.launched()
     if not processes.first:
         output = Output(quiet=True)
-    how: dict[str, Any] = {"processes": processes}
+    where = choose_device(device)
+    how: dict[str, Any] = {"processes": processes, "device": str(where)}
     if pictures:
         given = Net.parse(pictures)
         question = Question(pictures=given.name, condition=given.type, **asked)
         with output.progress("evaluate", "rows") as progress:
-            answer, seen = evaluate_pictures(question, say=output.say, progress=progress, **how)
+            answer, seen = evaluate_pictures(question, out, say=output.say, progress=progress, **how)
         if processes.first:
             _tell(answer, write_report(answer, seen, out), output)
         processes.leave()
@@ -121,7 +149,6 @@ def command(
     nets = [Net.parse(text) for text in controlnets]
     variants = variants_of([Question(controlnet=net.name, condition=net.type, **asked) for net in nets], values)
     trials = [prepare(variant.question, say=output.say, **how) for variant in variants]
-    where = choose_device(device)
     precision = choose_precision(dtype, where)
 
     from controlkit.generation.pipelines import load_parts
@@ -130,7 +157,7 @@ def command(
     answered = []
     for variant, trial in zip(variants, trials, strict=True):
         with output.progress(f"evaluate {variant.label}", "rows") as progress:
-            made = evaluate(trial, out, parts=parts, dtype=precision, progress=progress, **how)
+            made = evaluate(trial, out, parts=parts, dtype=precision, progress=progress, processes=processes)
         answered.append((variant, *made))
     if processes.first and len(answered) == 1 and values is None:
         _, answer, shown = answered[0]
@@ -151,6 +178,8 @@ def _tell(answer: Answer, page: Path, output: Output) -> None:
         lines.append(
             f"obedience  {share.mean:>8.0%} ({share.low:.0%}-{share.high:.0%}), of the way from no_control to vae"
         )
+    for warning in answer.warnings:
+        output.say(warning)
     for metric, scores in answer.scores.items():
         if metric != answer.metric and "control" in scores:
             lines.append(f"{metric} {scores['control'].mean:.4f} under control")
@@ -167,11 +196,21 @@ def _tell_all(answered: list[tuple[Variant, Answer]], page: Path, output: Output
     output.answer("\n".join([*lines, f"look at {page}"]), {"page": str(page), "reports": reports})
 
 
-def refuse_what_paints() -> None:
+def refuse_what_paints(*runs_on: str) -> None:
     """Options that say how to paint, beside pictures that are painted already."""
     refuse_given(
-        ("pictures", "data", "num", "held_out", "out", "quiet", "debug", "as_json"), "--pictures are painted already"
+        ("pictures", "data", "num", "held_out", "also", *runs_on, "out", "quiet", "debug", "as_json"),
+        "--pictures are painted already",
     )
+
+
+def refuse_what_is_fixed(preset: str) -> None:
+    """Options that say what a preset says already."""
+    from controlkit.evaluation.presets import find_preset
+
+    fixed = {*find_preset(preset).settings, "sweep"}
+    others = {option.name or "" for option in click.get_current_context().command.params} - fixed
+    refuse_given(tuple(others), f"--preset {preset} fixes how the pictures are painted")
 
 
 def _compare(one: Path, other: Path, output: Output) -> int:

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 @click.option("--hires", metavar="SCALE[:STRENGTH]",
               help="Paint twice: enlarge what was painted (Lanczos, in pixels; SCALE above 1, at most 4) and walk that "
                    "share of the steps again at the large size.  [default STRENGTH: 0.5]")  # fmt: skip
+@click.option("--upscale", metavar="SCALE[:STRENGTH]",
+              help="Enlarge --image (Lanczos; SCALE 1 to 8) and walk that share of the steps in overlapping tiles as "
+                   "large as the base paints. A ControlNet for tile maps is shown the picture.  [default STRENGTH: "
+                   "0.3]")  # fmt: skip
 @click.option("--mask", metavar="FILE",
               help="Paint only what is white here of --image; all else stays bit for bit.")  # fmt: skip
 @click.option("--outpaint", metavar="LEFT,TOP,RIGHT,BOTTOM",
@@ -196,7 +200,7 @@ def painted(
     where = choose_device(device)
     precision = choose_precision(dtype, where)
     written = []
-    with output.progress("generate", "steps") as progress:
+    with output.progress("generate", "tiles" if request.upscale else "steps") as progress:
         for picture in generate(
             request, device=where, dtype=precision, execution=execution, say=output.say, progress=progress
         ):
@@ -227,7 +231,7 @@ def replayed(path: Path, *, out: Path, device: str | None, output: Output) -> in
     replay.check_pixels(plan)
     before = read_picture(path)
     models = load_models(plan, device=where, dtype=getattr(torch, replay.dtype))
-    with output.progress("generate", "steps") as progress:
+    with output.progress("generate", "tiles" if replay.request.upscale else "steps") as progress:
         (picture,) = paint(
             plan,
             models,

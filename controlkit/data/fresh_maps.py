@@ -60,6 +60,22 @@ class FreshMaps:
                 raise RequestError(f"data.annotate={','.join(settings)}: {reason}") from None
         return maps
 
+    @staticmethod
+    def of_each(types: Sequence[str], settings: Sequence[str]) -> dict[str, FreshMaps]:
+        """By type those that are made. Of several types these are named: "type", "type.name=value"; without a setting
+        it is all of them."""
+        if len(types) == 1:
+            return {types[0]: FreshMaps.of(types[0], settings)}
+        of_type: dict[str, list[str]] = {}
+        for setting in settings:
+            type, dot, own = setting.partition(".")
+            if type not in types:
+                raise RequestError(
+                    f"data.annotate={setting}: expected one of data.condition, e.g. {types[0]} or {types[0]}.name=value"
+                )
+            of_type.setdefault(type, []).extend([own] if dot else [])
+        return {type: FreshMaps.of(type, of_type.get(type, [])) for type in types if type in of_type or not settings}
+
     def options(self, uniform: Callable[[str], float]) -> dict[str, Any]:
         """The parameters, from a number in [0, 1) for each that is drawn."""
         kinds = ANNOTATORS.parameters(self.condition)

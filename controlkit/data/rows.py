@@ -20,10 +20,11 @@ from controlkit.errors import RequestError, known
 from controlkit.processes import Processes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from controlkit.data.ledger import Entry
     from controlkit.data.readable import Readable
     from controlkit.data.readers import Found
 
@@ -34,14 +35,14 @@ WORLDS: dict[str, Callable[[int | None, Callable[[str], None]], Path]] = {}
 
 @dataclass(frozen=True)
 class Row:
-    """One picture. `content` is its SHA-256: it names the row whatever the file is called. `control`, `label`,
-    `mask` and `columns` are there where they were asked for; a row without a mask counts as a whole."""
+    """One picture. `content` is its SHA-256: it names the row whatever the file is called. `controls` (its maps by
+    type), `label`, `mask` and `columns` are there where they were asked for; a row without a mask counts as a whole."""
 
     file_name: str
     picture: Readable
     captions: tuple[str, ...]
     content: str
-    control: Readable | None = None
+    controls: Mapping[str, Readable] = field(default_factory=dict)
     label: str | None = None
     mask: Readable | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -49,6 +50,11 @@ class Row:
     @property
     def caption(self) -> str:
         return self.captions[0]
+
+    @property
+    def control(self) -> Readable | None:
+        """The first of its maps: of rows that were asked for one type, the map."""
+        return next(iter(self.controls.values()), None)
 
 
 def find_datasets(path: str, say: Callable[[str], None] = lambda text: None) -> list[Path]:
@@ -59,9 +65,14 @@ def find_datasets(path: str, say: Callable[[str], None] = lambda text: None) -> 
     return [found for each in path.split(",") for found in _find_dataset(each.strip(), say)]
 
 
+def types_of(condition: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The control types that are meant: one, several, or none."""
+    return (condition,) if isinstance(condition, str) else tuple(condition or ())
+
+
 def read_datasets(
     path: str,
-    condition: str | None = None,
+    condition: str | Sequence[str] | None = None,
     *,
     maps: str | None = None,
     label: str | None = None,
@@ -94,7 +105,7 @@ def read_datasets(
 
 def read_dataset(
     data: Path,
-    condition: str | None = None,
+    condition: str | Sequence[str] | None = None,
     *,
     maps: Path | None = None,
     label: str | None = None,
@@ -103,24 +114,24 @@ def read_dataset(
     without_maps: bool = False,
     processes: Processes | None = None,
 ) -> list[Row]:
-    """The rows of a dataset in any form, in its order: with a `condition` those that have a map of that type (those
-    `without_maps` too, if asked for), which for the first of two folders lie in `maps`; with a `label` the value of
-    that column, or of `column.key` in its JSON; with a `mask` the map of that name; of these `columns` those that it
-    has.
+    """The rows of a dataset in any form, in its order: with a `condition` those that have a map of that type, or of
+    each of several (those `without_maps` too, if asked for), which for the first of two folders lie in `maps`; with a
+    `label` the value of that column, or of `column.key` in its JSON; with a `mask` the map of that name; of these
+    `columns` those that it has.
 
     Called by all processes together, each hashes its share of the pictures.
     """
-    found = read(data, maps, condition)
-    controls: list[Readable | None] = [None] * len(found)
-    if condition is not None:
-        if not without_maps:
-            found = [each for each in found if condition in each.maps] or _refuse(data, condition, found)
-        controls = [each.maps.get(condition) for each in found]
+    types = types_of(condition)
+    found = read(data, maps, types[0] if types else None)
+    for each_type in () if without_maps else types:
+        found = [each for each in found if each_type in each.maps] or _refuse(data, each_type, found)
+    controls = [{type: each.maps[type] for type in types if type in each.maps} for each in found]
     masks = [None if mask is None else each.maps.get(mask) for each in found]
     if mask is not None and not any(masks):
-        types = sorted({type for each in found for type in each.maps})
-        raise RequestError(f"data.mask={mask}: no row of {data} has a map of that name: {known(mask, types)}")
-    _refuse_missing(data, condition, found, controls)
+        there = sorted({type for each in found for type in each.maps})
+        raise RequestError(f"data.mask={mask}: no row of {data} has a map of that name: {known(mask, there)}")
+    for type in types:
+        _refuse_missing(data, type, found, [maps_of_row.get(type) for maps_of_row in controls])
     _refuse_missing(data, None, found, masks)
     return [
         Row(
@@ -128,12 +139,12 @@ def read_dataset(
             each.picture,
             each.captions,
             content,
-            control,
+            maps_of_row,
             label and _label(each, label),
             own_mask,
             {name: str(each.columns[name]) for name in columns if name in each.columns},
         )
-        for each, control, own_mask, content in zip(
+        for each, maps_of_row, own_mask, content in zip(
             found, controls, masks, _contents(data, found, controls, processes or Processes()), strict=True
         )
     ]
@@ -171,10 +182,17 @@ def _find_dataset(path: str, say: Callable[[str], None]) -> list[Path]:
     return [WORLDS[world](int(count) if colon else None, say)]
 
 
-def _contents(data: Path, found: list[Found], controls: list[Readable | None], processes: Processes) -> list[str]:
+def _contents(
+    data: Path, found: list[Found], controls: Sequence[Mapping[str, Readable]], processes: Processes
+) -> list[str]:
     """The ledger in a map spares reading its picture."""
+
+    def look(maps: Mapping[str, Readable]) -> Entry | None:
+        first = next(iter(maps.values()), None)
+        return read_entry(first) if isinstance(first, Path) else None
+
     with ThreadPoolExecutor() as pool:
-        entries = list(pool.map(lambda control: read_entry(control) if isinstance(control, Path) else None, controls))
+        entries = list(pool.map(look, controls))
     unsaid = [number for number, entry in enumerate(entries) if entry is None]
     read_now = contents([found[number].picture for number in unsaid], str(data), processes)
     by_number = dict(zip(unsaid, read_now, strict=True))

@@ -1,32 +1,35 @@
-"""Does a picture hold what its row says? Only for datasets that say it exactly, and only where something reads it.
+"""What else can be seen in pictures: whether one holds what its row says, how near all of them are to the real ones.
 
-Nothing here knows such a dataset: what reads pictures of one is told from above, under the name of the column that says
-what each of them holds.
+Nothing here knows what a row can say. What reads it is told from above, under the name of the column that says it, or
+asked for by name (`quality.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from annotators.contract import Image
+    from controlkit.data.rows import Row
     from controlkit.evaluation.metrics import Metric
+    from controlkit.evaluation.sets import SetFigure
 
 
 @dataclass(frozen=True)
 class ContentJudge:
-    """`read` says what a picture holds, `wanted` what the value of a column says that it should; `metrics` compare."""
+    """`read` says what a picture holds, `wanted` what a row and its real picture say that it should; `metrics` compare.
+    `features` makes a vector of what was read, and `figures` compare the vectors of all pictures with the real ones'.
+    `about`: what the figures cannot be read without."""
 
     read: Callable[[Image], Any]
-    wanted: Callable[[str], Any]
-    metrics: tuple[Metric, ...]
-
-    def measure(self, made: Image, says: str) -> dict[str, Any]:
-        found, wanted = self.read(made), self.wanted(says)
-        return {metric.name: metric.measure(found, wanted) for metric in self.metrics}
+    wanted: Callable[[Row, Image], Any] | None = None
+    metrics: tuple[Metric, ...] = ()
+    features: Callable[[Any], Any] | None = None
+    figures: tuple[SetFigure, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 CONTENT_JUDGES: dict[str, Callable[[], ContentJudge]] = {}

@@ -12,31 +12,32 @@ Obedience is where control lies between no_control (0) and vae (1), by the leadi
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
-from hashlib import sha256
+import math
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from annotators.contract import parameters_of
-from controlkit.data.geometry import Geometry, fit_map
-from controlkit.data.pictures import cover, read_picture, resize_picture
+from controlkit.data.pictures import read_picture
 from controlkit.data.rows import held_out, read_datasets
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
 from controlkit.evaluation.contents import CONTENT_JUDGES
+from controlkit.evaluation.easel import Easel, Hint, files_of
 from controlkit.evaluation.obedience import judge_of_rows
+from controlkit.evaluation.presets import find_preset
+from controlkit.evaluation.quality import quality_judge
+from controlkit.evaluation.reading import Reader
 from controlkit.evaluation.scores import Score, paired_share
-from controlkit.files import atomic_write_bytes
-from controlkit.generation.settings import encode_picture, library_versions, read_settings, weights_sha256
+from controlkit.evaluation.sets import FeatureFiles
+from controlkit.generation.settings import library_versions, weights_sha256
 from controlkit.models.bases import DEFAULT_BASE, USUAL_CFG, find_base
 from controlkit.models.controlnets import find_controlnet
-from controlkit.models.devices import able
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
     from numpy.typing import NDArray
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     Picture = NDArray[np.uint8]
 
 ROWS = ("control", "no_control", "chance", "vae", "real")
-PICTURES = "pictures"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +69,19 @@ class Question:
     steps: int = 20
     cfg: float = USUAL_CFG
     weight: float = 1.0
+    negative: str = ""
+    size: int | None = None  # pixels a side; None: the base's own
+    per_row: int = 1  # pictures; a row's figure is over all of them
     seed: int = 0
+    preset: str | None = None
+    batch_size: int = 1  # pictures painted together; another one rounds otherwise
+    also: tuple[str, ...] = ()  # measures by networks of others: NAME=WEIGHTS
 
     def __post_init__(self) -> None:
         problems = []
+        for name, pictures in (("--per-row", self.per_row), ("--batch-size", self.batch_size)):
+            if pictures < 1:
+                problems.append(f"{name} {pictures}: expected at least 1 picture")
         if self.num is not None and self.num < 2:
             problems.append(f"--num {self.num}: expected at least 2 pictures, or there is no interval to give")
         if self.held_out is not None and not 0 < self.held_out < 1:
@@ -85,7 +94,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Case:
-    """A row: where its pictures are, and metric -> row of the report -> score."""
+    """A row of the dataset: where its pictures are, and metric -> row of the report -> score."""
 
     number: int
     content: str
@@ -115,6 +124,10 @@ class Answer:
     obedience: Score | None
     cases: list[Case]
     processes: int = 1
+    stated: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What figures cannot be read without, by what it is about: the preset, or a figure."""
+
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {"format": 2, **asdict(self)}
@@ -134,24 +147,73 @@ class Trial:
     scheduler: Any
     rows: list[Row]
     judge: Judge
+    make_maps: bool
+    """From the rows' pictures, whatever maps they have."""
+
+    @property
+    def side(self) -> int:
+        return self.question.size or self.base.native_size
+
+    @property
+    def stated(self) -> dict[str, dict[str, Any]]:
+        if self.question.preset is None:
+            return {}
+        return {"preset": find_preset(self.question.preset).stated(self.judge.annotator.type)}
 
 
-def prepare(question: Question, *, processes: Processes, say: Callable[[str], None] = lambda text: None) -> Trial:
-    """Refuse what can be refused."""
+def prepare(
+    question: Question,
+    *,
+    processes: Processes,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda text: None,
+) -> Trial:
+    """Refuse what can be refused. `device` is for what `question.also` asks."""
     assert question.controlnet is not None
     base = find_base(question.base)
     net = find_controlnet(question.controlnet).on(base)
     condition = question.condition or net.condition
+    if net.is_union and condition not in net.conditions:
+        raise RequestError(
+            f"ControlNet {question.controlnet!r} reads {' and '.join(net.conditions)}, each of which is looked at "
+            f"alone; say which: --controlnet {net.conditions[0]}={question.controlnet}"
+        )
     if condition is None:
         raise RequestError(
             f"ControlNet {question.controlnet!r} does not say what it was trained on; "
             f"say it: --controlnet canny={question.controlnet}"
         )
+    multiple = math.lcm(base.vae_factor, 8)  # which diffusers' pipelines for ControlNets ask for, whatever the VAE
+    if question.size is not None and (question.size < 1 or question.size % multiple):
+        raise RequestError(f"--size {question.size}: expected a multiple of {multiple}")
     scheduler = make_sampler(question.sampler, base.scheduler, steps=question.steps)
-    rows = questioned_rows(question, condition, say, processes)
-    return Trial(
-        question, base, net, scheduler, rows, judge_of_rows(f"--controlnet {question.controlnet}", condition, rows)
-    )
+    if question.preset is None:
+        rows = questioned_rows(question, condition, say, processes)
+        judge = judge_of_rows(f"--controlnet {question.controlnet}", condition, rows)
+        return Trial(question, base, net, scheduler, rows, judging_more(judge, question, device), make_maps=False)
+    preset = find_preset(question.preset)
+    make_maps = preset.reading(condition).makes_maps
+    rows = questioned_rows(question, None if make_maps else condition, say, processes)
+    judge = judging_more(preset.judge(condition, rows), question, device)
+    return Trial(question, base, net, scheduler, rows, judge, make_maps)
+
+
+def _painted(
+    groups: list[list[int]], rows: list[Row], reader: Reader, easel: Easel
+) -> Iterator[tuple[int, list[Picture], list[Picture]]]:
+    """Each row's number, its pictures under control, and those without; a group is painted together."""
+    for group in groups:
+        asked = {number: rows[number] for number in group}
+        painted = easel.paint(asked, {number: reader.pictures(number)[1] for number in group})
+        without = easel.paint(asked, None)
+        for number in group:
+            yield number, painted[number], without[number]
+
+
+def judging_more(judge: Judge, question: Question, device: str) -> Judge:
+    """With what `question.also` asks for."""
+    more = tuple(quality_judge(each, device) for each in question.also)
+    return replace(judge, contents=(*judge.contents, *more))
 
 
 def evaluate(
@@ -179,31 +241,45 @@ def evaluate(
         "device": device.type,
         "versions": library_versions(),
     }
-    reader = Reader(Geometry(base.native_size), judge)
-    easel = Easel(pipeline, question, models, base.native_size, out)
-    cases, shown, mine = [], [], processes.slice(list(range(len(rows))))
-    progress(0, len(mine))
-    for done, number in enumerate(mine):
-        picture, control_map = reader.read(rows[number])
-        other = rows[(number + 1) % len(rows)]
-        other_picture, other_map = reader.read(other)
-        painted = {
-            "control": easel.paint(number, rows[number], control_map),
-            "no_control": easel.paint(number, rows[number], None),
-            "vae": easel.through_vae(picture),
-            "real": picture,
+    at_once = max(1, question.batch_size // question.per_row)
+    reader = Reader(rows, trial.side, judge, make_maps=trial.make_maps, together=at_once)
+    hint = Hint(net.conditions if net.is_union else (judge.annotator.type,), judge.annotator.type)
+    easel = Easel(pipeline, question, models, trial.side, hint, out)
+    features = FeatureFiles(judge.contents, out, processes)
+    cases: list[Case] = []
+    shown = []
+    # Whatever the processes, the same rows are painted together.
+    groups = processes.slice([range(start, start + at_once) for start in range(0, len(rows), at_once)])
+    mine = [[number for number in group if number < len(rows)] for group in groups]
+    total = sum(map(len, mine))
+    progress(0, total)
+    for number, painted, without in _painted(mine, rows, reader, easel):
+        row, (picture, control_map) = rows[number], reader.pictures(number)
+        looks = {
+            "control": judge.look(painted),
+            "no_control": judge.look(without),
+            "vae": judge.look([easel.through_vae(picture)]),
+            "real": reader.look(number),
         }
-        seen = {row: judge.measure_row(rows[number], made, control_map, picture) for row, made in painted.items()}
-        seen["chance"] = judge.measure_row(other, painted["control"], other_map, other_picture)
-        files = {row: easel.names[number, row] for row in ("control", "no_control")}
+        seen = {name: judge.measure_row(row, look, control_map, picture, looks["real"]) for name, look in looks.items()}
+        other = (number + 1) % len(rows)
+        other_picture, other_map = reader.pictures(other)
+        others = reader.look(other) if judge.of_people else None
+        seen["chance"] = judge.measure_row(rows[other], looks["control"], other_map, other_picture, others)
+        files: dict[str, str] = {}
+        for name in ("control", "no_control"):
+            files |= files_of(easel.names[number, name], name)
         cases.append(Case.of(number, rows[number], judge, seen, files, number))
         shown.append(seen)
-        progress(done + 1, len(mine))
-    return conclude(question, judge, models, cases, shown, processes), Seen(rows, reader, out)
+        features.add(looks)
+        progress(len(cases), total)
+    return conclude(question, judge, models, cases, shown, features, trial.stated), Seen(reader, out)
 
 
-def questioned_rows(question: Question, condition: str, say: Callable[[str], None], processes: Processes) -> list[Row]:
-    """The rows that are asked about, with their maps."""
+def questioned_rows(
+    question: Question, condition: str | None, say: Callable[[str], None], processes: Processes
+) -> list[Row]:
+    """The rows that are asked about, with their maps of that type."""
     rows = read_datasets(question.data, condition, columns=CONTENT_JUDGES, say=say, processes=processes)
     if question.held_out is not None:
         rows = [row for row in rows if held_out(row.content, question.held_out)]
@@ -219,12 +295,21 @@ def conclude(
     models: dict[str, Any],
     cases: list[Case],
     shown: list[dict[str, dict[str, Any]]],
-    processes: Processes,
+    features: FeatureFiles,
+    stated: dict[str, dict[str, Any]],
 ) -> Answer:
     """The answer, from this process's share of the cases and of what they show."""
+    processes = features.processes
     cases, shown = processes.gather(cases), processes.gather(shown)
     if not any(judge.metric in seen["control"] for seen in shown):
         raise RequestError(f"--data {question.data}: {judge.metric} says something of none of the {len(cases)} rows")
+    of_sets = features.figures(ROWS[: ROWS.index("real")])
+    figures = {figure.name: figure for each in judge.contents for figure in each.figures}
+    warnings = (figures[name].warning(score) for name, rows in of_sets.items() for score in list(rows.values())[:1])
+    for each in judge.contents:
+        if each.about:
+            stated = stated | dict.fromkeys([one.name for one in each.metrics], each.about)
+            stated = stated | dict.fromkeys([one.name for one in each.figures], each.about)
     return Answer(
         question=question,
         metric=judge.metric,
@@ -235,10 +320,12 @@ def conclude(
             "parameters": parameters_of(judge.annotator),
         },
         models=models,
-        scores=summarise(judge.metrics, shown),
+        scores=summarise(judge.metrics, shown) | of_sets,
         obedience=obedience(cases, judge.metric),
         cases=cases,
         processes=processes.count,
+        stated=stated,
+        warnings=tuple(each for each in warnings if each),
     )
 
 
@@ -278,103 +365,14 @@ def obedience(cases: list[Case], metric: str) -> Score | None:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Reads a row as the networks see it: a square, as training does."""
-
-    geometry: Geometry
-    judge: Judge
-
-    def read(self, row: Row) -> tuple[Picture, Picture]:
-        assert row.control is not None, "rows are read with their maps"
-        image = read_picture(row.picture)
-        side = self.geometry.resolution
-        to, window = cover(image.shape[1], image.shape[0], side)
-        picture = np.ascontiguousarray(resize_picture(image, to)[window])
-        return picture, fit_map(read_picture(row.control), (side, side), self.judge.annotator.values)
-
-
-@dataclass(frozen=True)
 class Seen:
     """The pictures of the cases, to look at."""
 
-    rows: list[Row]
     reader: Reader
     out: Path
 
     def __call__(self, case: Case) -> dict[str, Picture]:
-        real, wanted = self.reader.read(self.rows[case.number])
+        real, wanted = self.reader.pictures(case.number)
         painted, without = (read_picture(self.out / case.files[name]) for name in ("control", "no_control"))
         read = self.reader.judge.annotator(painted)
         return {"map": wanted, "painted": painted, "read from it": read, "without control": without, "real": real}
-
-
-class Easel:
-    """Paints, and finds again what was painted under the same settings, by whatever question."""
-
-    def __init__(self, pipeline: Any, question: Question, models: dict[str, Any], side: int, out: Path) -> None:
-        self.pipeline, self.question, self.models, self.side, self.out = pipeline, question, models, side, out
-        self.names: dict[tuple[int, str], str] = {}  # number and row of the report -> file
-
-    def paint(self, number: int, row: Row, control_map: Picture | None) -> Picture:
-        """Under the map; without one the base alone, which is the same for every ControlNet."""
-        question = self.question
-        settings = {
-            **{name: value for name, value in self.models.items() if control_map is not None or name != "controlnet"},
-            **{"prompt": row.caption, "picture": row.content},
-            **{name: getattr(question, name) for name in ("sampler", "steps", "cfg")},
-            "seed": question.seed + number,
-        }
-        weight = 0.0
-        if control_map is not None:
-            weight = question.weight
-            settings |= {"map": _digest(control_map), "weight": weight}
-        which = "no_control" if control_map is None else "control"
-        name = f"{PICTURES}/{number:06d}.{which}.{sha256(json.dumps(settings).encode()).hexdigest()[:8]}.png"
-        self.names[number, which] = name
-        path = self.out / name
-        if path.exists() and _same(path, settings):
-            return read_picture(path)
-        if control_map is None:
-            control_map = np.zeros((self.side, self.side, 3), np.uint8)  # of weight 0: it says the size alone
-        import torch
-        from PIL import Image
-
-        painted = self.pipeline(
-            prompt=row.caption,
-            image=Image.fromarray(control_map),
-            num_inference_steps=question.steps,
-            guidance_scale=question.cfg,
-            controlnet_conditioning_scale=weight,
-            generator=torch.Generator().manual_seed(question.seed + number),
-            output_type="np",
-        ).images[0]
-        if not np.isfinite(painted).all():
-            raise RequestError(f"a picture is not a number in {self.models['dtype']}; use --dtype float32 or bfloat16")
-        made = (painted * 255).round().astype(np.uint8)
-        atomic_write_bytes(path, encode_picture(made, settings))
-        return np.asarray(made, dtype=np.uint8)
-
-    def through_vae(self, picture: Picture) -> Picture:
-        import torch
-
-        from controlkit.generation.inpainting import encode
-        from controlkit.generation.unguided import to_pictures
-
-        vae = self.pipeline.vae
-        with torch.no_grad():
-            latents = encode(vae, picture) / vae.config.scaling_factor + (vae.config.shift_factor or 0)
-            with able(vae):
-                (picture,) = to_pictures(vae.decode(latents.to(vae.dtype)).sample)
-        return np.ascontiguousarray(picture)
-
-
-def _same(path: Path, settings: dict[str, Any]) -> bool:
-    try:
-        found = read_settings(path)
-    except (RequestError, ValueError, KeyError):
-        return False
-    return {name: found.get(name) for name in settings} == settings
-
-
-def _digest(control_map: Picture) -> str:
-    return sha256(control_map.tobytes()).hexdigest()

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from controlkit.data.folder import find_pictures
-from controlkit.data.geometry import fit_map
-from controlkit.data.pictures import cover, read_picture, resize_picture
+from controlkit.data.pictures import read_picture
 from controlkit.errors import RequestError
-from controlkit.evaluation.evaluate import Answer, Case, Question, conclude, questioned_rows
+from controlkit.evaluation.evaluate import Answer, Case, Question, conclude, judging_more, questioned_rows
 from controlkit.evaluation.obedience import judge_of_rows
+from controlkit.evaluation.reading import at_size
+from controlkit.evaluation.sets import FeatureFiles
 from controlkit.generation.settings import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from controlkit.data.rows import Row
@@ -35,13 +35,15 @@ if TYPE_CHECKING:
 
 def evaluate_pictures(
     question: Question,
+    out: Path,
     *,
     processes: Processes,
+    device: str = "cpu",
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Answer, SeenGiven]:
-    """Score the pictures of a folder. Every process scores its share; all get the answer, and what shows its
-    pictures."""
+    """Score the pictures of a folder; `out` is the report's. Every process scores its share; all get the answer, and
+    what shows its pictures."""
     assert question.pictures is not None
     folder = Path(question.pictures).expanduser()
     if not folder.is_dir():
@@ -49,25 +51,30 @@ def evaluate_pictures(
     if question.condition is None:
         raise RequestError(f"--pictures {folder}: expected the type of the maps too, e.g. --pictures canny={folder}")
     rows = questioned_rows(question, question.condition, say, processes)
-    judge = judge_of_rows(f"--pictures {folder}", question.condition, rows)
+    judge = judging_more(judge_of_rows(f"--pictures {folder}", question.condition, rows), question, device)
     pairs = pair(rows, folder, question.condition, say)
     reader = SeenGiven(judge, [(rows[number], path) for number, path in pairs])
+    features = FeatureFiles(judge.contents, out, processes)
     cases, shown, mine = [], [], processes.slice(list(range(len(pairs))))
     progress(0, len(mine))
     for done, place in enumerate(mine):
         number, path = pairs[place]
-        made, control_map, picture = reader.read(place)
+        made, picture, control_map = reader.read(place)
         other, size = rows[pairs[(place + 1) % len(pairs)][0]], (made.shape[1], made.shape[0])
+        other_picture, other_map = at_size(other, size, judge)
+        look, real = judge.look([made]), judge.look([picture])
+        others = judge.look([other_picture]) if judge.of_people else None
         seen = {
-            "control": judge.measure_row(rows[number], made, control_map, picture),
-            "real": judge.measure_row(rows[number], picture, control_map, picture),
-            "chance": judge.measure_row(other, made, *_at_size(other, size, judge)),
+            "control": judge.measure_row(rows[number], look, control_map, picture, real),
+            "real": judge.measure_row(rows[number], real, control_map, picture, real),
+            "chance": judge.measure_row(other, look, other_map, other_picture, others),
         }
         files = {"control": str(path)}
         cases.append(Case.of(number, rows[number], judge, seen, files, place))
         shown.append(seen)
+        features.add({"control": look, "real": real})
         progress(done + 1, len(mine))
-    return conclude(question, judge, {}, cases, shown, processes), reader
+    return conclude(question, judge, {}, cases, shown, features, stated={}), reader
 
 
 def pair(rows: list[Row], folder: Path, condition: str, say: Callable[[str], None]) -> list[tuple[int, Path]]:
@@ -111,15 +118,6 @@ def _painted_under(path: Path, condition: str) -> str:
     return next((str(each["sha256"]) for each in controls if each["type"] in (condition, None)), "")
 
 
-def _at_size(row: Row, size: tuple[int, int], judge: Judge) -> tuple[Picture, Picture]:
-    """The map and the real picture, each covering the size."""
-    assert row.control is not None, "rows are read with their maps"
-    image = read_picture(row.picture)
-    to, window = cover(image.shape[1], image.shape[0], size)
-    real = np.ascontiguousarray(resize_picture(image, to)[window])
-    return fit_map(read_picture(row.control), size, judge.annotator.values), real
-
-
 @dataclass(frozen=True)
 class SeenGiven:
     """The pictures of the cases, to score and to look at."""
@@ -128,11 +126,11 @@ class SeenGiven:
     pairs: list[tuple[Row, Path]]
 
     def read(self, place: int) -> tuple[Picture, Picture, Picture]:
-        """What was painted, the map, the real picture."""
+        """What was painted, the real picture, the map."""
         row, path = self.pairs[place]
         made = read_picture(path)
-        return made, *_at_size(row, (made.shape[1], made.shape[0]), self.judge)
+        return made, *at_size(row, (made.shape[1], made.shape[0]), self.judge)
 
     def __call__(self, case: Case) -> dict[str, Any]:
-        made, wanted, real = self.read(case.place)
+        made, real, wanted = self.read(case.place)
         return {"map": wanted, "painted": made, "read from it": self.judge.annotator(made), "real": real}

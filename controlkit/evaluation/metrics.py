@@ -6,7 +6,7 @@ softedge_ms_ssim, lineart…   the same at five scales (Wang et al., 2003); from
 depth_rmse                   in shares of the range from 0 to 255
 depth_rmse_scale_shift       the same, after the scale and shift that bring what was read nearest to the map
 depth_rmse_8bit              as ControlNet++ published it (arXiv:2404.07987): the map stretched from its least to its
-                             greatest value, what was read divided by its greatest alone, both to 255
+                             greatest value, what the network said divided by its greatest alone, both to 255
 segmentation_miou            intersection over union of each colour over all pictures; their mean
 """
 
@@ -35,6 +35,16 @@ _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # their weights, the finest 
 MS_SSIM_SIDE = (2 * _REACH + 1) * 2 ** (len(_SCALES) - 1)  # the window fits into the coarsest
 
 
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _beside(maps: Sequence[Image]) -> Image:
+    """In one row, with black between them, so that no edge is met by another map's."""
+    gap = np.zeros_like(maps[0][:, :_REACH])
+    return np.hstack([part for each in maps for part in (each, gap)][:-1])
+
+
 @dataclass(frozen=True)
 class Metric:
     """`measure` says what one picture shows (None: nothing), `pool` what many of these say together (None: nothing)."""
@@ -45,6 +55,16 @@ class Metric:
     pool: Callable[[Sequence[Any]], float | None] | None = (
         None  # None: what a picture shows is a number, and all count alike
     )
+    join: Callable[[Sequence[Any]], Any] = _mean  # what several pictures of one row show, of what each of them shows
+    side_by_side: bool = False  # several pictures of one row are measured as one, pixel by pixel
+    raw: bool = False  # measured on what a network said, before it was made a map
+
+    def of_row(self, found: Sequence[Any], wanted: Any) -> Any:
+        """What the pictures of a row show, all painted for the same map; None: nothing."""
+        if self.side_by_side:
+            return self.measure(_beside(found), _beside([wanted] * len(found)))
+        shown = [each for one in found if (each := self.measure(one, wanted)) is not None]
+        return self.join(shown) if shown else None
 
     def over(self, shown: Sequence[Any]) -> float | None:
         if self.pool is not None:
@@ -55,13 +75,21 @@ class Metric:
 def map_metrics(type: str) -> tuple[Metric, ...]:
     """The measures of a type's maps, the leading one first; none for types whose maps say no place."""
     if type in LINES:
-        first = (Metric(f"{type}_f1_1px", edge_f1), Metric(f"{type}_f1_exact", edge_f1_exact))
+        first = (
+            Metric(f"{type}_f1_1px", edge_f1, side_by_side=True),
+            Metric(f"{type}_f1_exact", edge_f1_exact, side_by_side=True),
+        )
         second = {"canny": (Metric("canny_ssim", ssim),)}
         return first + second.get(type, (Metric(f"{type}_ms_ssim", ms_ssim),) if type in _SOFT else ())
     if type == "depth":
-        measures = {"rmse": depth_rmse, "rmse_scale_shift": depth_rmse_scale_shift, "rmse_8bit": depth_rmse_8bit}
-        return tuple(Metric(f"depth_{name}", measure, True) for name, measure in measures.items())
-    return (Metric("segmentation_miou", overlaps, pool=mean_iou),) if type == "segmentation" else ()
+        return (
+            Metric("depth_rmse", depth_rmse, True),
+            Metric("depth_rmse_scale_shift", depth_rmse_scale_shift, True),
+            Metric("depth_rmse_8bit", depth_rmse_8bit, True, raw=True),
+        )
+    if type == "segmentation":
+        return (Metric("segmentation_miou", overlaps, pool=mean_iou, join=overlaps_together),)
+    return ()
 
 
 _SOFT = ("lineart", "softedge")
@@ -116,8 +144,9 @@ def depth_rmse_scale_shift(found: Image, wanted: Image) -> float:
     return float(np.sqrt(np.square(scale * away + y.mean() - y).mean()))
 
 
-def depth_rmse_8bit(found: Image, wanted: Image) -> float:
-    x, y = _grey(found), _grey(wanted)
+def depth_rmse_8bit(found: NDArray[Any], wanted: Image) -> float:
+    """`found` in any unit, a plane or a map."""
+    x, y = found.astype(np.float64) if found.ndim == 2 else _grey(found), _grey(wanted)
     stretched = (y - y.min()) / max(np.ptp(y), 1e-12) * 255
     return float(np.sqrt(np.square(x / max(x.max(), 1e-12) * 255 - stretched).mean()))
 
@@ -132,15 +161,20 @@ def overlaps(found: Image, wanted: Image) -> dict[int, tuple[int, int]]:
     return counts
 
 
-def mean_iou(shown: Sequence[dict[int, tuple[int, int]]]) -> float | None:
-    """Sums over all pictures first, as the benchmarks have it: a class that is rare weighs as much as any."""
-    both: dict[int, int] = {}
-    either: dict[int, int] = {}
+def overlaps_together(shown: Sequence[dict[int, tuple[int, int]]]) -> dict[int, tuple[int, int]]:
+    """Of several pictures."""
+    sums: dict[int, tuple[int, int]] = {}
     for picture in shown:
         for colour, (common, all_of_it) in picture.items():
-            both[colour] = both.get(colour, 0) + common
-            either[colour] = either.get(colour, 0) + all_of_it
-    return float(np.mean([both[colour] / either[colour] for colour in either])) if either else None
+            both, either = sums.get(colour, (0, 0))
+            sums[colour] = both + common, either + all_of_it
+    return sums
+
+
+def mean_iou(shown: Sequence[dict[int, tuple[int, int]]]) -> float | None:
+    """Sums over all pictures first, as the benchmarks have it: a class that is rare weighs as much as any."""
+    sums = overlaps_together(shown)
+    return float(np.mean([both / either for both, either in sums.values()])) if sums else None
 
 
 def _grey(image: Image) -> Plane:

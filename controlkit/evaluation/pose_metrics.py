@@ -88,12 +88,17 @@ def matches(made: People, true: People) -> Matches:
     return len(people), [(_confidence(each), row.tolist()) for each, row in zip(sure, met, strict=True)]
 
 
+def matches_together(shown: Sequence[Matches]) -> Matches:
+    """Of several pictures."""
+    return sum(count for count, _ in shown), [each for _, made in shown for each in made]
+
+
 def average_precision(shown: Sequence[Matches]) -> float | None:
     """Over all pictures; None where nobody is."""
-    people = sum(count for count, _ in shown)
+    people, made = matches_together(shown)
     if not people:
         return None
-    found = sorted((each for _, made in shown for each in made), key=lambda each: -each[0])
+    found = sorted(made, key=lambda each: -each[0])
     if not found:
         return 0.0
     hits = np.array([met for _, met in found]).cumsum(axis=0)  # (found, thresholds)

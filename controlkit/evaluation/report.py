@@ -1,6 +1,7 @@
 """The report of an evaluation, and one HTML page that opens from the disk with nothing beside it.
 
-    scores.json    metric -> row -> mean, low, high, n; what other programs read
+    scores.json    metric -> row -> mean, low, high, n; what other programs read. Where figures cannot be read without
+                   it, "stated" says how they were made
     report.json    the question, who judged, what painted, and each picture's scores
 
 The page shows the worst pictures first: the best ones look well under any ControlNet.
@@ -48,7 +49,7 @@ _MEANING = {
 def write_report(answer: Answer, pictures: Callable[[Case], dict[str, Picture]], out: Path) -> Path:
     """All three files; the path of the page."""
     report = answer.to_json()
-    atomic_write_text(out / SCORES, json.dumps(report["scores"], indent=1) + "\n")
+    atomic_write_text(out / SCORES, json.dumps(scores_json(answer), indent=1) + "\n")
     atomic_write_text(out / REPORT, json.dumps(report, indent=1, default=str) + "\n")
     page = out / "index.html"
     atomic_write_text(page, render(answer, pictures))
@@ -67,6 +68,9 @@ def render(answer: Answer, pictures: Callable[[Case], dict[str, Picture]]) -> st
             f" · base {question.base} · {question.sampler}, {question.steps} steps, cfg {question.cfg:g}, "
             f"weight {question.weight:g}, seeds from {question.seed}"
         )
+        settings += f" · {question.size} pixels a side" if question.size else ""
+        settings += f" · without {question.negative!r}" if question.negative else ""
+        settings += f" · {question.per_row} pictures a row" if question.per_row > 1 else ""
     reading = (
         f"{answer.metric}, {'lower' if answer.lower_is_better else 'higher'} is better · read by {kind['type']}"
         f"={kind['backend']} {json.dumps(kind['parameters'])}"
@@ -82,6 +86,8 @@ def render(answer: Answer, pictures: Callable[[Case], dict[str, Picture]]) -> st
 <p class="facts">{html.escape(settings)}<br>{html.escape(reading)}</p>
 <h2>Scores</h2>
 {_table(answer)}
+{"".join(f"<p>{html.escape(warning)}</p>" for warning in answer.warnings)}
+{_stated(answer)}
 <h2>How they are spread</h2>
 {_histogram(answer)}
 <h2>Worst first</h2>
@@ -92,6 +98,11 @@ read from the picture is cyan, and white where they meet.</p>
 {sheet}
 </tbody></table></div>"""
     return html_page(title, body)
+
+
+def scores_json(answer: Answer) -> dict[str, Any]:
+    report = answer.to_json()
+    return {**report["scores"], **({"stated": report["stated"]} if answer.stated else {})}
 
 
 def worst_first(answer: Answer) -> list[Case]:
@@ -140,10 +151,30 @@ def _table(answer: Answer) -> str:
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
 
 
+def _stated(answer: Answer) -> str:
+    """How the figures were made that cannot be read without it."""
+    return "".join(
+        f"<details open><summary>{html.escape(name)}, in detail</summary><div class='scroll'><table class='typed'>"
+        + "".join(
+            f"<tr><th>{html.escape(fact)}</th><td class='facts'>{_words(value)}</td></tr>"
+            for fact, value in facts.items()
+        )
+        + "</table></div></details>"
+        for name, facts in answer.stated.items()
+    )
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "<br>".join(_words(each) for each in value)
+    return html.escape(value if isinstance(value, str) else json.dumps(value))
+
+
 def _cell(score: Score | None) -> str:
     if score is None:
         return "<td></td>"
-    return f"<td class='number'>{score.mean:.4f}<small>{interval(score)}, n {score.n}</small></td>"
+    between = f"{interval(score)}, " if score.low is not None else ""
+    return f"<td class='number'>{score.mean:.4f}<small>{between}n {score.n}</small></td>"
 
 
 def _histogram(answer: Answer) -> str:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
 _Z = 1.959963984540054  # of the normal distribution, 95 % on both sides
 _RESAMPLES = 2000
 _POOLED_RESAMPLES = 300  # of figures that take longer than a mean
+_DRAWN_TOGETHER = 1_000_000  # places: 8 MB
 _MEANINGLESS = 0.025  # share of the draws
 
 
@@ -45,8 +46,7 @@ class Score:
         each = np.asarray(values, dtype=np.float64)
         if each.size == 0:
             raise ValueError("a mean of no pictures; expected at least one")
-        random = np.random.default_rng(0)
-        means = [each[random.integers(each.size, size=each.size)].mean() for _ in range(_RESAMPLES)]
+        means = np.concatenate([each[places].mean(axis=1) for places in _resamples(each.size)])
         low, high = np.percentile(means, [2.5, 97.5])
         return Score(float(each.mean()), float(low), float(high), each.size)
 
@@ -70,14 +70,21 @@ def paired_share(parts: ArrayLike, wholes: ArrayLike) -> Score | None:
     """The sum of the parts over the sum of the wholes, each pair belonging to one picture; bootstrap over the pictures.
     None where some draws leave nothing of the whole, or turn it round: the share has no meaning then."""
     part, whole = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
-    random = np.random.default_rng(0)
-    drawn = random.integers(part.size, size=(_RESAMPLES, part.size))
-    below = whole[drawn].sum(axis=1)
+    above, below = np.hstack(
+        [(part[places].sum(axis=1), whole[places].sum(axis=1)) for places in _resamples(part.size)]
+    )
     if whole.sum() == 0 or (np.sign(below) != np.sign(whole.sum())).mean() > _MEANINGLESS:
         return None
     kept = np.sign(below) == np.sign(whole.sum())
-    low, high = np.percentile(part[drawn].sum(axis=1)[kept] / below[kept], [2.5, 97.5])
+    low, high = np.percentile(above[kept] / below[kept], [2.5, 97.5])
     return Score(float(part.sum() / whole.sum()), float(low), float(high), part.size)
+
+
+def _resamples(count: int) -> Iterator[NDArray[np.int64]]:
+    """The places that each resample draws (N, count), the same whenever they are drawn, a portion at a time."""
+    random, together = np.random.default_rng(0), max(1, _DRAWN_TOGETHER // count)
+    for start in range(0, _RESAMPLES, together):
+        yield random.integers(count, size=(min(together, _RESAMPLES - start), count))
 
 
 def difference(one: ArrayLike, other: ArrayLike) -> Score:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from annotators import ANNOTATORS
 from annotators.contract import resize_map
+from annotators.pose_drawing import draw, usual_stick_width
 from controlkit.data.ledger import Entry, encode_map, read_entry
 from controlkit.data.pictures import cover, read_picture, resize_picture
 from controlkit.errors import RequestError
 from controlkit.files import sha256
+from controlkit.generation.poses import POSE, are_keypoints, poses_beside, poses_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from annotators.keypoints import People
     from controlkit.generation.request import Control
     from controlkit.models.bases import Base
 
@@ -37,6 +41,14 @@ class Map:
     type: str | None
     file_sha256: str
     made_png: bytes | None = None  # the map as `annotate` would write it, where it was made from a photograph
+    people: People | None = None  # a map of poses: whom it shows, in its pixels
+    keypoints: Path | None = None  # the file beside the map that says so
+
+    def at(self, width: int, height: int, seen: tuple[int, int]) -> NDArray[np.uint8]:
+        """The map at another size, for networks that see a (width, height) of it at once."""
+        if self.people:
+            return draw(self.people, width, height, usual_stick_width(*seen))
+        return resize_map(self.pixels, width, height, self.values)
 
     @property
     def values(self) -> frozenset[int] | None:
@@ -58,6 +70,8 @@ class Given:
 
 def type_of(control: Control) -> str | None:
     """What was said, else what the file says of itself."""
+    if control.type is None and are_keypoints(control.file):
+        return POSE
     entry = read_entry(control.file)
     return control.type or (entry.type if entry else None)
 
@@ -65,6 +79,8 @@ def type_of(control: Control) -> str | None:
 def read_map(control: Control, expected: str | None, *, annotate: bool, say: Callable[[str], None]) -> Map:
     """The map of a control. Its type is what was said, else what the file says of itself, else what the ControlNet was
     trained on, else guessed (and said)."""
+    if are_keypoints(control.file):
+        return _drawn_map(control, annotate=annotate)
     pixels = read_picture(control.file)
     entry = read_entry(control.file)
     type = control.type or (entry.type if entry else None) or expected
@@ -77,12 +93,12 @@ def read_map(control: Control, expected: str | None, *, annotate: bool, say: Cal
             )
         if entry:
             raise RequestError(f"--annotate: {control.file} is a {entry.type} map already; leave out --annotate")
-        annotator = ANNOTATORS.create(type)
+        annotator: Any = ANNOTATORS.create(type)
         digest = sha256(control.file)
-        pixels = annotator(pixels)
-        return Map(
-            control, pixels, type, digest, encode_map(pixels, Entry.of(type, annotator, digest), annotator.values)
-        )
+        people = annotator.keypoints_of([pixels])[0] if hasattr(annotator, "keypoints_of") else None
+        pixels = annotator.drawn(people) if people else annotator(pixels)
+        made = encode_map(pixels, Entry.of(type, annotator, digest), annotator.values)
+        return Map(control, pixels, type, digest, made, people)
     if type is None:
         if looks_like_edges(pixels):
             type = "canny"
@@ -97,7 +113,17 @@ def read_map(control: Control, expected: str | None, *, annotate: bool, say: Cal
         )
     if type and type in ANNOTATORS and ANNOTATORS[type].values == frozenset({0, 255}):
         pixels = np.where(pixels > 127, 255, 0).astype(np.uint8)  # saved as JPEG or enlarged by another tool
-    return Map(control, pixels, type, sha256(control.file))
+    people, keypoints = (type == POSE and poses_beside(control.file, pixels, say)) or (None, None)
+    return Map(control, pixels, type, sha256(control.file), people=people, keypoints=keypoints)
+
+
+def _drawn_map(control: Control, *, annotate: bool) -> Map:
+    if control.type not in (None, POSE):
+        raise RequestError(f"--control {control.file}: keypoints are poses; asked for as {control.type}")
+    if annotate:
+        raise RequestError(f"--annotate: {control.file} holds the keypoints already; leave out --annotate")
+    people = poses_in(control.file)
+    return Map(control, draw(people, people.width, people.height), POSE, sha256(control.file), people=people)
 
 
 def looks_like_edges(pixels: NDArray[np.uint8]) -> bool:
@@ -163,23 +189,29 @@ def enlarge(pixels: NDArray[np.uint8], to: tuple[int, int]) -> NDArray[np.uint8]
 
 
 def fit_map(
-    control_map: Map, size: tuple[int, int], say: Callable[[str], None], resize: str = "crop"
+    control_map: Map,
+    size: tuple[int, int],
+    say: Callable[[str], None],
+    resize: str = "crop",
+    *,
+    seen: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
     """A map at exactly that size, with the values of its kind: it covers the size and is cut ("crop"), stands in it
-    whole between black, which controls nothing ("pad"), or gives up its shape ("fit")."""
-    pixels, values, name = control_map.pixels, control_map.values, control_map.control.file.name
-    height, width = pixels.shape[:2]
+    whole between black, which controls nothing ("pad"), or gives up its shape ("fit"). `seen` is the size of the tiles
+    that networks see of it (None: all at once)."""
+    name, seen = control_map.control.file.name, seen or size
+    height, width = control_map.pixels.shape[:2]
     if resize == "crop":
         covering, window = cover(width, height, size)
         _say_cut(name, (width, height), covering, size, say)
-        return resize_map(pixels, *covering, values)[window].copy()
+        return control_map.at(*covering, seen)[window].copy()
     if resize == "fit":
-        return resize_map(pixels, *size, values)
+        return control_map.at(*size, seen)
     scale = min(size[0] / width, size[1] / height)
     inner = min(size[0], max(1, round(width * scale))), min(size[1], max(1, round(height * scale)))
     left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
     padded = np.zeros((size[1], size[0], 3), np.uint8)
-    padded[top : top + inner[1], left : left + inner[0]] = resize_map(pixels, *inner, values)
+    padded[top : top + inner[1], left : left + inner[0]] = control_map.at(*inner, seen)
     return padded
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import RequestError
-from controlkit.generation.pipelines import nets_of
+from controlkit.generation.pipelines import nets_of, unet_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ class Execution:
             pipeline.enable_sequential_cpu_offload(device=device)
         if self.compile:
             say("UNet and ControlNet are compiled at the first step, which takes minutes; later steps are faster")
-            pipeline.unet.compile(backend=self.compile)
+            unet_of(pipeline).compile(backend=self.compile)
             for net in nets_of(pipeline):
                 net.compile(backend=self.compile)
 

@@ -57,7 +57,8 @@ def generate(
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Picture]:
-    """The pictures of a request, each as soon as it is painted. `progress` counts steps over all of them."""
+    """The pictures of a request, each as soon as it is painted. `progress` counts steps over all of them, or the
+    tiles of steps."""
     execution.check(device, request.walked_steps)
     plan = make_plan(request, say)
     execution.find_preview_vae(plan.base)  # refused now if it does not fit
@@ -94,21 +95,21 @@ def paint(
     settings = record(plan, device=device, dtype=models.parts["unet"].dtype, execution=execution)
     wanted = request.seeds if seeds is None else seeds
     batches = [batch for batch in request.batches if set(batch) & set(wanted)]
-    pace = Pace(passes[0].calls * len(batches), device, say) if plan.canvas else None
-    done, total = 0, sum(each.steps for each in passes) * sum(map(len, batches))
+    pace = Pace(passes[0].calls * len(batches), device, say) if plan.canvas or plan.tiles else None
+    done, total = 0, sum(each.parts for each in passes) * sum(map(len, batches))
     progress(done, total)
     for batch in batches:
         images: list[NDArray[np.uint8]] = []
         early: list[dict[str, bytes]] = [{} for _ in batch]
         for each in passes:
 
-            def after_step(steps: int, done: int = done, count: int = len(batch)) -> None:
+            def after_part(parts: int, done: int = done, count: int = len(batch)) -> None:
                 if pace:
                     pace.step()
-                progress(done + steps * count, total)
+                progress(done + parts * count, total)
 
-            images = each.walk(batch, images, after_step)
-            done += each.steps * len(batch)
+            images = each.walk(batch, images, after_part)
+            done += each.parts * len(batch)
             if each.previews:
                 name = "hires-" if each.plan is plan.second else ""
                 for seen, taken in zip(early, each.previews.take(), strict=True):

@@ -83,6 +83,11 @@ def _fields(settings: dict[str, Any]) -> dict[str, Any]:
             "Hires upscale": f"{hires['scale']:g}",
             "Hires upscaler": "Lanczos",
         }
+    if upscale := settings["upscale"]:  # as the extension for tiles has it
+        fields |= {
+            "Tiled Diffusion upscaler": "Lanczos",
+            "Tiled Diffusion scale factor": f"{upscale['scale']:g}",
+        }
     if settings["mask"]:
         fields["Mask blur"] = settings["mask"]["feather"]
     if settings["eta"]:

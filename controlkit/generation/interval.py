@@ -11,7 +11,7 @@ import functools
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from controlkit.generation.pipelines import nets_of
+from controlkit.generation.pipelines import nets_of, unet_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +31,7 @@ def lies_within(step: int, steps: int, interval: tuple[float, float]) -> bool:
 def guided_within(pipeline: Any, interval: tuple[float, float]) -> Iterator[None]:
     """Guidance counts in that share of the steps, as long as the block lasts."""
     walk = _Walk(pipeline, interval)
-    scheduler, unet = pipeline.scheduler, pipeline.unet
+    scheduler, unet = pipeline.scheduler, unet_of(pipeline)
     own_step = vars(scheduler).get("step")
     step = scheduler.step
 

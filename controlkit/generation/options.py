@@ -17,6 +17,7 @@ from controlkit.generation.request import (
     parse_shares,
     parse_size,
 )
+from controlkit.generation.upscale import Upscale, tile_controls
 from controlkit.generation.ways import REPAINT, complete
 from controlkit.models.bases import DEFAULT_BASE, usual_cfg
 from controlkit.models.formats.hypernetworks import Hypernetwork
@@ -64,6 +65,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "image": ("image", lambda value: Path(_text(value))),
     "strength": ("strength", _number),
     "hires": ("hires", lambda value: Hires.parse(_text(value))),
+    "upscale": ("upscale", lambda value: Upscale.parse(_text(value))),
     "prompt": ("prompt", _text),
     "negative": ("negative", _text),
     "plain-prompt": ("plain_prompt", _switch),
@@ -115,6 +117,8 @@ def request_of(options: Mapping[str, Any]) -> Request:
     of_mask: dict[str, Any] = {}
     if given.get("mask") or given.get("outpaint"):
         given = _of_masked(given)
+    if given.get("upscale") and given.get("image") and given.get("controlnet"):
+        given = _of_upscaled(given)
     given = {"cfg": usual_cfg(given.get("base", DEFAULT_BASE)), **given}
     for name, value in given.items():
         if name not in OPTIONS:
@@ -140,6 +144,13 @@ def request_of(options: Mapping[str, Any]) -> Request:
     if of_mask:
         fields["mask"] = Mask(**{"file": None, **of_mask})
     return Request(controls=controls, **fields)
+
+
+def _of_upscaled(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of an upscaled picture, with the controls that show it to its ControlNets for tiles."""
+    texts = _texts(given.get("control", ()))
+    nets = tuple(Net.parse(text) for text in _texts(given["controlnet"]))
+    return {**given, "control": (*texts, *tile_controls(_text(given["image"]), parse_controls(texts), nets))}
 
 
 def _of_masked(given: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 class Pace:
-    """Times the second step, since the first one is slower than all the others, and says what all of them will take."""
+    """Times the second step, or tile of one, since the first is slower than all the others, and says what all of them
+    will take."""
 
     def __init__(self, steps: int, device: torch.device, say: Callable[[str], None]) -> None:
         self.steps, self.device, self.say = steps, device, say

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class Pass:
     ) -> None:
         self.plan, self.nets = plan, models.nets
         self.steps = plan.request.walked_steps
+        self.parts = self.steps * max(1, len(plan.tiles))
         self.tiled = execution.tiles(plan.size, say)
         self.pipeline, self.arguments = pipeline_and_arguments(plan, models.parts, models.nets)
         execution.apply(self.pipeline, device, say=say)
@@ -44,17 +46,24 @@ class Pass:
 
     @property
     def calls(self) -> int:
-        """Of the scheduler for a batch: samplers of second order call more than once a step."""
-        return self.steps * int(self.pipeline.scheduler.order)
+        """Of the networks for a batch: samplers of second order call more than once a step."""
+        return self.parts * int(self.pipeline.scheduler.order)
 
-    def walk(self, seeds: list[int], before: Images, after_step: Callable[[int], None]) -> Images:
-        """A picture for each seed, from those of the pass before if there was one. `after_step` hears how many steps
-        are done."""
-        pipeline = self.pipeline
+    def walk(self, seeds: list[int], before: Images, after_part: Callable[[int], None]) -> Images:
+        """A picture for each seed, from those of the pass before if there was one. `after_part` hears how many steps
+        are done, or tiles of steps."""
+        pipeline, calls = self.pipeline, count(1)
 
-        def hear(_: Any, step: int, __: Any, values: Any) -> Any:
-            after_step(min(step + 1, self.steps))
+        def call_ends() -> None:
+            after_part(min(next(calls), self.parts))
+
+        def step_ends(_: Any, __: int, ___: Any, values: Any) -> Any:
+            if not self.plan.tiles:
+                call_ends()
             return values
+
+        if self.plan.tiles:
+            pipeline.unet.after_tile = call_ends
 
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         start = {"image": [self._enlarged(image) for image in before]} if before else {}
@@ -66,7 +75,7 @@ class Pass:
                 **latents,
                 num_images_per_prompt=len(seeds),
                 generator=generators[0] if len(seeds) == 1 else generators,
-                callback_on_step_end=hear,
+                callback_on_step_end=step_ends,
                 output_type="np",
             ).images
         if not np.isfinite(painted).all():

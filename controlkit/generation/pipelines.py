@@ -80,6 +80,11 @@ def nets_of(pipeline: Any) -> list[Any]:
     return list(getattr(controlnet, "nets", [] if controlnet is None else [controlnet]))
 
 
+def unet_of(pipeline: Any) -> Any:
+    """The UNet that computes: where a pipeline paints in tiles, the one that is asked for each of them."""
+    return getattr(pipeline.unet, "of_tile", pipeline.unet)
+
+
 def need_latent_channels(base: Base) -> None:
     """Refuse a base whose UNet takes more than latents."""
     if base.inpaints:

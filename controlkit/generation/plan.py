@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annotators.pose_drawing import draw
 from controlkit.data.pictures import read_picture
 from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
@@ -25,10 +26,13 @@ from controlkit.generation.controls import (
 )
 from controlkit.generation.inpainting import Canvas
 from controlkit.generation.interval import WHOLE
+from controlkit.generation.joining import Reader, pair
 from controlkit.generation.masks import read_mask
 from controlkit.generation.pipelines import need_latent_channels
 from controlkit.generation.prompt_chunks import check_length
 from controlkit.generation.residuals import layer_weights, residual_count
+from controlkit.generation.tiles import tiles_of
+from controlkit.generation.upscale import shows_the_picture
 from controlkit.generation.ways import MODEL, REPAINT, check_way, fills_holes
 from controlkit.generation.windows import extend
 from controlkit.models.bases import find_base
@@ -46,6 +50,8 @@ if TYPE_CHECKING:
 
     from controlkit.generation.hires import Hires
     from controlkit.generation.request import Control, Mask, Net, Request
+    from controlkit.generation.tiles import Tile
+    from controlkit.generation.upscale import Upscale
     from controlkit.models.bases import Base
     from controlkit.models.controlnets import ControlNet
     from controlkit.models.formats.embeddings import Embedding
@@ -63,12 +69,14 @@ class FittedPicture:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a request asks for, found and checked. `maps`, `fitted`, `regions`, `layers` and `controlnets` pair by
-    position; `filler` is the ControlNet that reads the picture with its hole."""
+    """What a request asks for, found and checked. `maps`, `fitted`, `regions` and `layers` pair by position with the
+    controls; `readers` says for each the number of its ControlNet; `filler` is the ControlNet that reads the picture
+    with its hole."""
 
     request: Request
     base: Base
     controlnets: list[ControlNet]
+    readers: list[int]
     filler: ControlNet | None
     maps: list[Map]
     fitted: list[NDArray[np.uint8]]  # the maps at the size of the picture
@@ -82,12 +90,17 @@ class Plan:
     vae: Vae | None
     scheduler: Any
     size: tuple[int, int]  # width, height
+    tiles: tuple[Tile, ...] = ()  # what is painted by itself of each step; none: the whole
     second: Plan | None = None  # what starts from the picture of this one, larger
 
     @property
     def nets(self) -> list[ControlNet]:
         """All of them, as they are computed."""
         return [*self.controlnets, *([self.filler] if self.filler else [])]
+
+    def read_by(self, number: int) -> list[int]:
+        """The positions of the controls that this ControlNet reads: one, or those that are joined."""
+        return [place for place, reader in enumerate(self.readers) if reader == number]
 
     @property
     def passes(self) -> list[Plan]:
@@ -110,7 +123,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         need_latent_channels(base)
     for guess in base.guesses:
         say(guess)
-    controlnets, maps = _find_controls(request, named, base, say)
+    controlnets, readers, maps = _find_controls(request, named, base, say)
     picture = read_picture(request.image) if request.image else None
     canvas = _canvas(request, request.mask, picture, base, say) if request.mask and picture is not None else None
     loras = plan_loras(base, request.loras, say)
@@ -122,8 +135,11 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
     _check_guidance(request, base)
     _check_clip_skip(request, base)
     vae = find_vae(request.vae, base) if request.vae else None
+    tiles: tuple[Tile, ...] = ()
     if canvas:
         size = canvas.window.size
+    elif request.upscale and picture is not None:
+        size, tiles = _upscaled(request, request.upscale, Given.of("picture", picture), base, controlnets, say)
     elif maps:
         size = choose_size(request.size, Given.of("map", maps[0].pixels), base, say)
     else:
@@ -133,22 +149,26 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         start = FittedPicture(fit_picture(picture, request.image.name, size, say), sha256(request.image))
         if request.noise_share == 1:
             say("strength 1: every step is walked, so that hardly anything of the picture stays")
+    seen = tiles[0].pixels(base.vae_factor) if tiles else None
     plan = Plan(
         request=request,
         base=base,
         controlnets=controlnets,
+        readers=readers,
         filler=_find_filler(fillers, base),
         maps=maps,
         fitted=[
             _on_canvas(control_map, canvas, request.mask)
             if canvas and request.mask
-            else fit_map(control_map, size, say, request.resize)
+            else start.pixels
+            if request.upscale and start and shows_the_picture(control_map.control, request.image)
+            else fit_map(control_map, size, say, request.resize, seen=seen)
             for control_map in maps
         ],
         regions=[_region(request, control, size, canvas, say) for control in request.controls],
         layers=[
-            layer_weights(control.layers, residual_count(controlnet.config)) if control.layers else None
-            for control, controlnet in zip(request.controls, controlnets, strict=True)
+            layer_weights(control.layers, residual_count(controlnets[reader].config)) if control.layers else None
+            for control, reader in zip(request.controls, readers, strict=True)
         ],
         start=start,
         canvas=canvas,
@@ -158,6 +178,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
         vae=vae,
         scheduler=_scheduler(request, base),
         size=size,
+        tiles=tiles,
     )
     return replace(plan, second=_second_pass(plan, request.hires, say)) if request.hires else plan
 
@@ -187,6 +208,27 @@ def _second_pass(first: Plan, hires: Hires, say: Callable[[str], None]) -> Plan:
         scheduler=_scheduler(request, first.base),
         size=size,
     )
+
+
+def _upscaled(
+    request: Request, upscale: Upscale, picture: Given, base: Base, nets: list[ControlNet], say: Callable[[str], None]
+) -> tuple[tuple[int, int], tuple[Tile, ...]]:
+    """The size of an upscaled picture, and the tiles in which it is painted."""
+    for net in nets:
+        if net.config.get("global_pool_conditions"):
+            raise RequestError(
+                f"--upscale {upscale.scale:g}: ControlNet {net.name!r} makes one value of its map for the whole "
+                f"picture, and tiles see parts of it; leave it out"
+            )
+    factor = base.vae_factor
+    size = scaled((picture.width, picture.height), upscale.scale, factor)
+    tiles = tiles_of(size[0] // factor, size[1] // factor, base.native_size // factor)
+    side = tiles[0].pixels(factor)
+    say(
+        f"upscale: {picture.width}x{picture.height} enlarged to {size[0]}x{size[1]} by Lanczos in pixels, then "
+        f"{request.walked_steps} of {request.steps} steps, each in {len(tiles)} tiles of {side[0]}x{side[1]}"
+    )
+    return size, tiles
 
 
 def _silent(text: str) -> None:
@@ -245,16 +287,19 @@ def _on_canvas(control_map: Map, canvas: Canvas, mask: Mask, option: str = "--co
     """The part of a map, or of a control's mask, that belongs to what is painted. One of the picture before it grew
     stands in black."""
     height, width = canvas.picture.shape[:2]
-    pixels = control_map.pixels
+    pixels, people, window = control_map.pixels, control_map.people, canvas.window
     left, top, right, bottom = mask.outpaint
     if pixels.shape[:2] == (height - top - bottom, width - left - right):
         pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)))
+        people = people.part(-left, -top, width, height) if people else None
     found = pixels.shape[1], pixels.shape[0]
     if found != (width, height):
         raise RequestError(
             f"{option} {control_map.control.file} is {found[0]}x{found[1]}, the masked picture {width}x{height}; "
             f"expected a map of the picture's size"
         )
+    if people and window.scaled:
+        return draw(people.part(window.left, window.top, window.width, window.height), *window.size)
     return canvas.control(pixels, control_map.values)
 
 
@@ -280,18 +325,20 @@ def _check_clip_skip(request: Request, base: Base) -> None:
 
 def _find_controls(
     request: Request, named: list[Net], base: Base, say: Callable[[str], None]
-) -> tuple[list[ControlNet], list[Map]]:
-    """The ControlNet (of those `named` for maps) and the map of each control, which must agree in type and fit the
-    base."""
-    for control in request.controls:
-        if type_of(control) == INPAINT:
+) -> tuple[list[ControlNet], list[int], list[Map]]:
+    """The ControlNets (of those `named` for maps), for each control the number of its own, and its map, which must
+    agree in type and fit the base."""
+    types = [type_of(control) for control in request.controls]
+    for control, said in zip(request.controls, types, strict=True):
+        if said == INPAINT:
             raise RequestError(f"--control {control.file} is a mask; give it with --mask FILE, and --image FILE")
     if request.controls and not named:
         return _embedded_controls(request, base, say)
-    found = [(find_controlnet(net.name).on(base), net.type) for net in named]
-    paired = pair(request.controls, [(controlnet, type or controlnet.condition) for controlnet, type in found])
+    found = [Reader.of(find_controlnet(net.name).on(base), net.type) for net in named]
+    numbers = pair(request.controls, types, found)
     maps = []
-    for control, (controlnet, type) in zip(request.controls, paired, strict=True):
+    for control, said, number in zip(request.controls, types, numbers, strict=True):
+        controlnet, type = found[number].net, said if found[number].net.is_union else found[number].type
         control_map = read_map(control, type, annotate=request.annotate, say=say)
         if control_map.type and type and control_map.type != type:
             raise RequestError(
@@ -304,7 +351,8 @@ def _find_controls(
                 f"--control-mask {control.mask}: ControlNet {controlnet.name!r} makes one value of its map for the "
                 f"whole picture; leave its mask out"
             )
-    return [controlnet for controlnet, _ in paired], maps
+    order = list(dict.fromkeys(numbers))
+    return [found[number].net for number in order], [order.index(number) for number in numbers], maps
 
 
 def _find_filler(nets: list[Net], base: Base) -> ControlNet | None:
@@ -318,7 +366,9 @@ def _find_filler(nets: list[Net], base: Base) -> ControlNet | None:
     return filler
 
 
-def _embedded_controls(request: Request, base: Base, say: Callable[[str], None]) -> tuple[list[ControlNet], list[Map]]:
+def _embedded_controls(
+    request: Request, base: Base, say: Callable[[str], None]
+) -> tuple[list[ControlNet], list[int], list[Map]]:
     """Where no ControlNet is named, those that come along with the base serve, chosen by the types of the maps."""
     controlnets, maps = [], []
     for control in request.controls:
@@ -337,22 +387,4 @@ def _embedded_controls(request: Request, base: Base, say: Callable[[str], None])
         say(f"controlnet: {controlnet.name}, which comes along; yours: --controlnet FOLDER_FILE_OR_ID")
         controlnets.append(controlnet)
         maps.append(control_map)
-    return controlnets, maps
-
-
-def pair(
-    controls: tuple[Control, ...], controlnets: list[tuple[ControlNet, str | None]]
-) -> list[tuple[ControlNet, str | None]]:
-    """The ControlNet (and its type) of each control: by type where both are known, else by order."""
-    if len(controls) != len(controlnets):
-        raise RequestError(
-            f"{len(controls)} control maps, {len(controlnets)} ControlNets: expected as many --controlnet as --control"
-        )
-    left = list(controlnets)
-    paired: dict[int, tuple[ControlNet, str | None]] = {}
-    for number, control in enumerate(controls):
-        match = next((net for net in left if control.type and net[1] == control.type), None)
-        if match:
-            paired[number] = match
-            left.remove(match)
-    return [paired[number] if number in paired else left.pop(0) for number in range(len(controls))]
+    return controlnets, list(range(len(maps))), maps

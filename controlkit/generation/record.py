@@ -11,6 +11,8 @@ from controlkit.generation.execution import Execution
 from controlkit.generation.settings import library_versions, weights_sha256
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import torch
     from numpy.typing import NDArray
@@ -76,10 +78,15 @@ def record(
                 "type": control_map.type,
                 "sha256": control_map.file_sha256,
                 "pixels_sha256": picture_sha256(fitted),
-                "controlnet": {"name": controlnet.name, "sha256": weights_sha256(controlnet.folder)},
+                "keypoints": _keypoints(control_map.keypoints),
+                "controlnet": {
+                    "name": plan.controlnets[reader].name,
+                    "sha256": weights_sha256(plan.controlnets[reader].folder),
+                    "number": reader,
+                },
             }
-            for control_map, fitted, region, controlnet in zip(
-                plan.maps, plan.fitted, plan.regions, plan.controlnets, strict=True
+            for control_map, fitted, region, reader in zip(
+                plan.maps, plan.fitted, plan.regions, plan.readers, strict=True
             )
         ],
         "inpaint_controlnet": (
@@ -91,6 +98,7 @@ def record(
         "image": image,
         "mask": mask,
         "hires": _second_pass(plan, execution),
+        "upscale": asdict(request.upscale) if request.upscale else None,
         "sampler": request.sampler,
         "steps": request.steps,
         "eta": request.eta,
@@ -124,6 +132,10 @@ def _second_pass(plan: Plan, execution: Execution) -> dict[str, Any] | None:
 
 def _weighted_file(named: WeightedFile) -> dict[str, Any]:
     return {"file": str(named.file), "weight": named.weight, "sha256": weights_sha256(named.file.expanduser())}
+
+
+def _keypoints(file: Path | None) -> dict[str, str] | None:
+    return {"file": str(file), "sha256": sha256(file)} if file else None
 
 
 def _region(control: Control, region: FittedPicture | None) -> dict[str, str] | None:

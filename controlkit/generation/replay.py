@@ -13,6 +13,7 @@ from controlkit.generation.hires import Hires
 from controlkit.generation.record import picture_sha256
 from controlkit.generation.request import Control, Mask, Net, Request
 from controlkit.generation.settings import library_versions, read_settings, weights_sha256
+from controlkit.generation.upscale import Upscale
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import find_controlnet
 from controlkit.models.formats.hypernetworks import Hypernetwork
@@ -125,14 +126,11 @@ def request_of(settings: dict[str, Any]) -> Request:
             )
             for control in settings["controls"]
         ),
-        # Controls and nets were paired by type then; here they are by position, which a type could undo.
-        controlnets=(
-            *(Net(name=control["controlnet"]["name"], type=control["type"]) for control in settings["controls"]),
-            *((Net(name=filler["name"], type=INPAINT),) if filler else ()),
-        ),
+        controlnets=(*_nets_of(settings["controls"]), *((Net(name=filler["name"], type=INPAINT),) if filler else ())),
         image=Path(image["file"]) if image else None,
-        strength=image["strength"] if image else None,
+        strength=image["strength"] if image and not settings["upscale"] else None,
         hires=Hires(scale=hires["scale"], strength=hires["strength"]) if hires else None,
+        upscale=Upscale(**settings["upscale"]) if settings["upscale"] else None,
         mask=_mask_of(settings["mask"]) if settings["mask"] else None,
         base=settings["base"]["name"],
         prediction=settings["base"]["prediction"],
@@ -141,13 +139,25 @@ def request_of(settings: dict[str, Any]) -> Request:
         hypernetworks=tuple(Hypernetwork(Path(each["file"]), each["weight"]) for each in settings["hypernetworks"]),
         embeddings=tuple(Path(embedding["file"]) for embedding in settings["embeddings"]),
         vae=vae["name"] if vae else None,
-        size=None if settings["mask"] else (settings["width"], settings["height"]),
+        # A mask has that of its picture, and what is upscaled follows from its own.
+        size=None if settings["mask"] or settings["upscale"] else (settings["width"], settings["height"]),
         cfg_interval=(settings["cfg_interval"][0], settings["cfg_interval"][1]),
         seed=settings["together"][0],
         num=len(settings["together"]),
         batch_size=len(settings["together"]),
         **{name: settings[name] for name in _AS_THEY_ARE},
     )
+
+
+def _nets_of(controls: list[dict[str, Any]]) -> list[Net]:
+    """Each once, in their order. One for a single map is named by its type, as by its position."""
+    read: dict[int, list[dict[str, Any]]] = {}
+    for place, control in enumerate(controls):
+        read.setdefault(control["controlnet"].get("number", place), []).append(control)
+    return [
+        Net(name=of_net[0]["controlnet"]["name"], type=of_net[0]["type"] if len(of_net) == 1 else None)
+        for _, of_net in sorted(read.items())
+    ]
 
 
 def _mask_of(mask: dict[str, Any]) -> Mask:
@@ -185,6 +195,8 @@ def _files(settings: dict[str, Any]) -> list[tuple[str, str, Callable[[], str], 
         net = control["controlnet"]
         found.append(("--control", control["file"], of_file(control["file"]), control["sha256"]))
         found.append(("--controlnet", net["name"], of_net(net["name"]), net["sha256"]))
+        if keypoints := control["keypoints"]:
+            found.append(("--control", keypoints["file"], of_file(keypoints["file"]), keypoints["sha256"]))
         if region := control["mask"]:
             found.append(("--control-mask", region["file"], of_file(region["file"]), region["sha256"]))
     if net := settings["inpaint_controlnet"]:

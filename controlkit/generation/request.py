@@ -19,6 +19,7 @@ from controlkit.generation.prompt_chunks import MOST_TOKENS
 from controlkit.generation.prompt_syntax import Prompt
 from controlkit.generation.residuals import check_layers
 from controlkit.generation.strength import problem_of, walked
+from controlkit.generation.upscale import Upscale
 from controlkit.generation.ways import REPAINT, WAYS
 from controlkit.models.bases import DEFAULT_BASE, USUAL_CFG
 from controlkit.models.formats.hypernetworks import Hypernetwork
@@ -128,7 +129,7 @@ class Request:
     """What to paint. `controlnets` pair with `controls` by type where both are known, else by order.
 
     Its task follows from what it holds: with a `mask` the part of the `image` below it is painted, with an `image`
-    alone img2img, else txt2img; each with controls or without.
+    alone img2img, in tiles with `upscale`, else txt2img; each with controls or without.
     """
 
     controls: tuple[Control, ...] = ()
@@ -137,6 +138,7 @@ class Request:
     strength: float | None = None  # the share of the steps that is walked; None: DEFAULT_STRENGTH, with a mask 1
     mask: Mask | None = None
     hires: Hires | None = None  # what is painted from text is walked again, larger
+    upscale: Upscale | None = None  # the image is enlarged and walked again in tiles
     prompt: str = ""
     negative: str = ""
     plain_prompt: bool = False  # brackets and BREAK in prompts are text
@@ -171,10 +173,12 @@ class Request:
             problems.append(
                 f"strength={self.strength:g}: says how much of a picture changes; give it with --image FILE"
             )
-        elif self.image is not None:
+        elif self.image is not None and not self.upscale:
             problems += self._problems_of_strength()
         if self.hires:
             problems += self._problems_of_hires(self.hires)
+        if self.upscale:
+            problems += self._problems_of_upscale(self.upscale)
         if self.mask:
             problems += self._problems_of_mask(self.mask)
         if self.sampler not in SAMPLERS:
@@ -226,9 +230,22 @@ class Request:
         if self.image or self.mask:
             return [
                 f"hires={hires.scale:g}: paints from text, then larger; to enlarge a picture of yours, leave out "
-                f"--hires and give --size WxH with --image FILE --strength {hires.strength:g}, without a mask"
+                f"--hires and give --upscale {hires.scale:g}:{hires.strength:g}, without a mask"
             ]
         return hires.problems(self.steps)
+
+    def _problems_of_upscale(self, upscale: Upscale) -> list[str]:
+        said = f"upscale={upscale.scale:g}"
+        if self.image is None:
+            return [f"{said}: enlarges a picture; give it with --image FILE (--hires enlarges what it paints itself)"]
+        problems = upscale.problems(self.steps)
+        if self.mask:
+            problems.append(f"{said}: paints all of a picture, and a mask keeps a part; upscale first, then mask")
+        if self.size is not None:
+            problems.append(f"{said}: the size is so many times the picture's; leave --size out")
+        if self.strength is not None:
+            problems.append(f"{said}: has a strength of its own; give --upscale {upscale.scale:g}:{self.strength:g}")
+        return problems
 
     def _problems_of_mask(self, mask: Mask) -> list[str]:
         problems = []
@@ -303,6 +320,8 @@ class Request:
     @property
     def noise_share(self) -> float:
         """The strength; 1 where the picture, or what is masked of it, starts from noise."""
+        if self.upscale:
+            return self.upscale.strength
         if self.image is None or (self.mask and self.strength is None):
             return 1.0
         return DEFAULT_STRENGTH if self.strength is None else self.strength

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from controlkit.generation.tiles import Tile
+
 SOFT = 0.825
 """How much less each layer counts than the next coarser one, as in the guess mode of the original ControlNet."""
 
@@ -56,22 +58,22 @@ def residual_count(config: dict[str, Any]) -> int:
 
 @contextmanager
 def weighed_residuals(
-    nets: list[nn.Module], layers: list[list[float] | None], regions: list[NDArray[np.uint8] | None]
+    nets: list[nn.Module], layers: list[list[float] | None], regions: list[NDArray[np.uint8] | None], *, factor: int
 ) -> Iterator[None]:
     """The nets' residuals weighed, as long as the block lasts; None: as they are, and so those of nets behind the
-    controls'. `regions` are (H, W, 3) of the picture's size."""
+    controls'. `regions` are (H, W, 3) of the picture's size, of `factor` pixels a side of a latent cell."""
     with ExitStack() as hooks:
         for net, weights, region in zip(nets, layers, regions, strict=False):
             if weights is not None or region is not None:
-                hooks.callback(net.register_forward_hook(_Weigh(weights, region)).remove)
+                hooks.callback(net.register_forward_hook(_Weigh(weights, region, factor)).remove)
         yield
 
 
 class _Weigh:
     """A hook behind a ControlNet."""
 
-    def __init__(self, weights: list[float] | None, region: NDArray[np.uint8] | None) -> None:
-        self.weights = weights
+    def __init__(self, weights: list[float] | None, region: NDArray[np.uint8] | None, factor: int) -> None:
+        self.weights, self.factor = weights, factor
         self.share = None if region is None else region.mean(axis=2, dtype=np.float32) / 255
         self.shares: dict[Any, Tensor] = {}  # at the residuals' resolutions
 
@@ -79,21 +81,23 @@ class _Weigh:
         down, middle = output
         if middle is None:  # silent
             return None
-        weighed = [self.weigh(each, number) for number, each in enumerate([*down, middle])]
+        tile = getattr(net, "tile", None)
+        weighed = [self.weigh(each, number, tile) for number, each in enumerate([*down, middle])]
         return weighed[:-1], weighed[-1]
 
-    def weigh(self, residual: Tensor, number: int) -> Tensor:
+    def weigh(self, residual: Tensor, number: int, tile: Tile | None) -> Tensor:
         """A copy, since a silent net hands out the same zeros each time."""
         if self.weights is not None:
             residual = residual * self.weights[number]
-        return residual if self.share is None else residual * self.share_at(residual)
+        return residual if self.share is None else residual * self.share_at(residual, tile)
 
-    def share_at(self, residual: Tensor) -> Tensor:
-        """(1, 1, h, w): the mean of the mask over each cell."""
+    def share_at(self, residual: Tensor, tile: Tile | None) -> Tensor:
+        """(1, 1, h, w): the mean of the mask over each cell of the picture, or of its tile."""
         import torch
 
-        key = (residual.shape[-2:], residual.dtype, residual.device)
+        key = (tile, residual.shape[-2:], residual.dtype, residual.device)
         if key not in self.shares:
             whole = torch.from_numpy(self.share)[None, None]
+            whole = whole if tile is None else tile.cut(whole, self.factor)
             self.shares[key] = torch.nn.functional.interpolate(whole, residual.shape[-2:], mode="area").to(residual)
         return self.shares[key]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from controlkit.generation.tiles import Tile
+
     Residuals = tuple[list[Tensor] | None, Tensor | None]  # of the encoder's layers, of the middle block; None: nothing
 
 
@@ -88,6 +90,8 @@ class SilentControlNet(ControlNetModel):  # type: ignore[misc]
 
     is_guided: Callable[[], bool] | None = None
     """If set: asked at each step whether the batch holds two halves, of which the second alone is computed."""
+    tile: Tile | None = None
+    """Which part of the picture it is asked for; None: all of it."""
     half: Memo
     compiled: Callable[..., Any] | None
     zeros: dict[tuple[Any, ...], Residuals]
@@ -140,7 +144,7 @@ class SilentControlNet(ControlNetModel):  # type: ignore[misc]
             **others,
         )
         if half:
-            answer = [_behind_zeros(each) for each in answer[0]], _behind_zeros(answer[1])
+            answer = [behind_zeros(each) for each in answer[0]], behind_zeros(answer[1])
         if self.compiled is not None and not return_dict:
             self.zeros.setdefault(shape, ([torch.zeros_like(each) for each in answer[0]], torch.zeros_like(answer[1])))
         return self.zeros[shape] if silent else answer
@@ -204,7 +208,8 @@ def _second(batch: Tensor) -> Tensor:
     return batch.chunk(2)[1]
 
 
-def _behind_zeros(half: Tensor) -> Tensor:
+def behind_zeros(half: Tensor) -> Tensor:
+    """Both halves, of which the one without the prompt gets nothing."""
     return torch.cat([torch.zeros_like(half), half])
 
 

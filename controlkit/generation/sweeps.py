@@ -61,6 +61,8 @@ class Sweep:
             if not request.hires:
                 raise RequestError("--sweep hires-strength: there is no second pass; ask for one with --hires SCALE")
             return replace(request, hires=replace(request.hires, strength=value))
+        if self.name == "strength" and request.upscale:
+            return replace(request, upscale=replace(request.upscale, strength=value))
         return replace(request, **{self.name: value})
 
 

@@ -17,6 +17,7 @@ from controlkit.errors import RequestError
 from controlkit.files import atomic_folder, atomic_write_text
 from controlkit.models.bases import Base, family
 from controlkit.models.locate import NOTES, embedded, find_folder, read_json
+from controlkit.models.map_hint import CHANNELS
 from controlkit.models.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -44,9 +45,20 @@ class ControlNet:
         return read_json(notes) if notes.exists() else {}
 
     @property
+    def conditions(self) -> tuple[str, ...]:
+        """The control types it was trained on, in the order of its hint's channels, where its folder says so."""
+        said = self.notes.get("condition") or ()
+        return (said,) if isinstance(said, str) else tuple(said)
+
+    @property
     def condition(self) -> str | None:
-        """The control type it was trained on, where its folder says so."""
-        return self.notes.get("condition")
+        """The control type it was trained on, where it is one and known."""
+        return self.conditions[0] if len(self.conditions) == 1 else None
+
+    @property
+    def is_union(self) -> bool:
+        """Whether it reads maps of several types at once (`map_hint.py`)."""
+        return len(self.conditions) > 1
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Its weights as they are kept, under diffusers' names."""
@@ -79,8 +91,12 @@ class ControlNet:
                     f"ControlNet {self.name!r} has {key} {ours[key]}, base {base.name!r} has {theirs[key]}; "
                     f"choose the base that it was trained on"
                 )
-        if (channels := ours.get("conditioning_channels", 3)) != 3:
-            raise RequestError(f"ControlNet {self.name!r} reads maps of {channels} channels; expected one that reads 3")
+        expected = CHANNELS * max(1, len(self.conditions))
+        if (channels := ours.get("conditioning_channels", CHANNELS)) != expected:
+            of = f" for {' and '.join(self.conditions)} ({NOTES})" if self.is_union else ""
+            raise RequestError(
+                f"ControlNet {self.name!r} reads maps of {channels} channels; expected one that reads {expected}{of}"
+            )
         factor = hint_factor(ours)
         if factor != base.vae_factor:
             raise RequestError(
@@ -108,10 +124,11 @@ def make_controlnet(
     vae_factor: int,
     latent_channels: int,
     seed: int,
+    types: int = 1,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> ControlNetModel:
-    """A fresh ControlNet for this UNet, of its weights or those given. Its hint encoder is random, so it is a function
-    of `seed`.
+    """A fresh ControlNet for this UNet, of its weights or those given, which reads maps of so many types. Its hint
+    encoder is random, so it is a function of `seed`.
 
     From a 9-channel base it takes the latent channels alone: mask and masked picture are the UNet's own business, and
     the pipelines hand a ControlNet nothing else.
@@ -123,7 +140,10 @@ def make_controlnet(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         controlnet = ControlNetModel.from_unet(
-            unet, conditioning_embedding_out_channels=hint_channels(vae_factor), load_weights_from_unet=False
+            unet,
+            conditioning_embedding_out_channels=hint_channels(vae_factor),
+            conditioning_channels=CHANNELS * types,
+            load_weights_from_unet=False,
         )
         if controlnet.config["in_channels"] != latent_channels:
             torch.manual_seed(seed)
@@ -138,9 +158,11 @@ def make_controlnet(
     return controlnet
 
 
-def begin_controlnet(base: Base, unet: UNet2DConditionModel, start: str | None, seed: int) -> ControlNetModel:
-    """What a training begins from: the ControlNet named `start`, in float32, or a fresh one. What that copies is the
-    base as it is kept, since `unet` may have been rounded to a lower precision."""
+def begin_controlnet(
+    base: Base, unet: UNet2DConditionModel, start: str | None, seed: int, types: int = 1
+) -> ControlNetModel:
+    """What a training begins from: the ControlNet named `start`, in float32, or a fresh one for so many types. What
+    that copies is the base as it is kept, since `unet` may have been rounded to a lower precision."""
     import torch
 
     if start is None:
@@ -149,6 +171,7 @@ def begin_controlnet(base: Base, unet: UNet2DConditionModel, start: str | None, 
             vae_factor=base.vae_factor,
             latent_channels=base.latent_channels,
             seed=seed,
+            types=types,
             weights=None if unet.dtype == torch.float32 else base.tensors("unet"),
         )
     return find_controlnet(start).on(base).load(torch_dtype=torch.float32)

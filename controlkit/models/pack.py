@@ -15,29 +15,37 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def pack(source: Path, out: Path, beside: str | None = None) -> int:
+def pack(source: Path, out: Path, beside: str | None = None, weight: float | None = None) -> int:
     """Write the Stable Diffusion or the ControlNet in `source` to `out`, which must not be there; return its bytes. A
-    Stable Diffusion made `beside` another base, which has all but its UNet too, leaves the rest to that."""
+    Stable Diffusion made `beside` another base, which has all but its UNet too, leaves the rest to that. A ControlNet
+    whose `weight` is given does at weight 1 what it did at that."""
     if out.exists():
         raise RequestError(f"{out} exists; choose another folder, or remove it")
     if (source / "config.json").exists():
         if beside:
             raise RequestError(f"--beside {beside}: {source} is a ControlNet, which shares nothing; leave it out")
-        _pack_controlnet(source, out)
+        _pack_controlnet(source, out, 1.0 if weight is None else weight)
     else:
+        if weight is not None:
+            raise RequestError(f"--weight {weight:g}: {source} is no ControlNet; leave it out")
         _pack_pipeline(source, out, beside)
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
 
-def _pack_controlnet(source: Path, out: Path) -> None:
+def _pack_controlnet(source: Path, out: Path, weight: float) -> None:
     import torch
 
     from controlkit.models.controlnets import find_controlnet
 
     controlnet = find_controlnet(str(source))
     notes = source / NOTES
+    net = controlnet.load(torch_dtype=torch.float32)
+    with torch.no_grad():
+        for zero_convolution in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+            for parameter in zero_convolution.parameters():  # the last thing that is done, and linear
+                parameter.mul_(weight)
     with atomic_folder(out) as unfinished:
-        controlnet.load(torch_dtype=torch.float16).save_pretrained(unfinished, safe_serialization=True)
+        net.to(torch.float16).save_pretrained(unfinished, safe_serialization=True)
         if notes.exists():
             (unfinished / NOTES).write_bytes(notes.read_bytes())
         _forget_where_it_lay(unfinished / "config.json")

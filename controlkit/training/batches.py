@@ -17,14 +17,17 @@ from annotators.contract import resize_map
 from controlkit.data.geometry import Geometry, fit_map, sizes_of
 from controlkit.data.mirroring import may_mirror
 from controlkit.data.pictures import read_picture, resize_picture
+from controlkit.data.rows import types_of
 from controlkit.models.inpaint_hint import INPAINT, inpaint_hint
+from controlkit.models.map_hint import channels_of, map_hint
 from controlkit.training.draws import positions, positions_alike, uniform
+from controlkit.training.dropout import ControlDropout
 from controlkit.training.noise import draw_noise
 from controlkit.training.objective_config import ObjectiveConfig
 from controlkit.training.stopping import live_with_the_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,7 +43,7 @@ class Batch:
     """What one forward pass reads. B rows, H x W pixels, h x w latent cells. What the locked networks make of a row is
     there from the cache, or is made of `pixels` and `texts`."""
 
-    control: torch.Tensor  # (B, 3, H, W) in [0, 1]; -1 where a picture that is to be inpainted has its hole
+    control: torch.Tensor  # (B, 3 * types, H, W) in [0, 1]; -1 where a picture that is to be inpainted has its hole
     texts: list[str]  # emptied where `emptied`
     emptied: torch.Tensor  # (B,) bool
     noise: torch.Tensor  # (B, C, h, w), eps of q(x_t | x_0)
@@ -76,7 +79,7 @@ class RowCache(Protocol):
 
     def pixels(self, number: int, mirrored: bool) -> NDArray[np.uint8]: ...
 
-    def control(self, number: int, mirrored: bool) -> NDArray[np.uint8]: ...
+    def control(self, number: int, type: str, mirrored: bool) -> NDArray[np.uint8]: ...
 
     def mask(self, number: int, mirrored: bool) -> NDArray[np.uint8] | None: ...
 
@@ -86,30 +89,31 @@ class RowCache(Protocol):
 class ControlRows(Dataset[dict[str, Any]]):
     """Row `number` as it is seen in `epoch`. With a `cache` neither picture nor map is read.
 
-    Rows without a map get one of `fresh`. Of the condition inpaint the maps are masks, and what is seen of them is the
-    picture with holes."""
+    Of each type in `condition` a row has a map, or gets one of `fresh`. Of the condition inpaint the maps are masks,
+    and what is seen of them is the picture with holes."""
 
     def __init__(
         self,
         rows: list[Row],
         *,
-        condition: str,
+        condition: str | Sequence[str],
         resolution: int,
         latent_shape: tuple[int, int, int],
         timesteps: int,
         prompt_dropout: float,
         seed: int,
-        control_dropout: float = 0.0,
+        control_dropout: ControlDropout = ControlDropout(),  # noqa: B008 (frozen)
         objective: ObjectiveConfig | None = None,
         buckets: int | None = None,
         flip: bool = False,
-        fresh: FreshMaps | None = None,
+        fresh: Mapping[str, FreshMaps] | None = None,
     ) -> None:
         self.flip = flip
-        self.fresh = fresh
-        self.inpaints = condition == INPAINT
+        self.fresh = fresh or {}
+        self.types = types_of(condition)
+        self.inpaints = self.types == (INPAINT,)
         self.rows = rows
-        self.values = ANNOTATORS[condition].values if condition in ANNOTATORS else None
+        self.values = {type: ANNOTATORS[type].values if type in ANNOTATORS else None for type in self.types}
         self.resolution = resolution
         self.geometry = Geometry(resolution, buckets)
         self.latent_shape = latent_shape
@@ -152,8 +156,8 @@ class ControlRows(Dataset[dict[str, Any]]):
             seen = self._read(row, mirrored, epoch)
         else:
             seen = self._recall(self.cache, number, mirrored, text, epoch)
-        if uniform(*draw, "control") < self.control_dropout:
-            seen["control"] = torch.full_like(seen["control"], -1.0 if self.inpaints else 0.0)
+        for type in self.control_dropout.emptied(self.types, *draw):
+            seen["control"][channels_of(self.types.index(type))] = -1.0 if self.inpaints else 0.0
         latent_shape = self._latent_shape(seen["control"])
         if self.masked:
             seen["mask"] = _cells(seen["mask"], latent_shape)
@@ -179,8 +183,8 @@ class ControlRows(Dataset[dict[str, Any]]):
         return self.flip and may_mirror(row)
 
     def _read(self, row: Row, mirrored: bool, epoch: int) -> dict[str, Any]:
-        image, control, sizes = self.picture_and_map(row, mirrored, epoch)
-        read = {"pixels": to_pixels(image), "control": self._seen(image, control), "sizes": torch.tensor(sizes)}
+        image, maps, sizes = self.picture_and_maps(row, mirrored, epoch)
+        read = {"pixels": to_pixels(image), "control": self._seen(image, maps), "sizes": torch.tensor(sizes)}
         height, width = sizes[:2]
         return {**read, "mask": self.mask(row, width, height, mirrored)} if self.masked else read
 
@@ -188,47 +192,46 @@ class ControlRows(Dataset[dict[str, Any]]):
         moments, sizes = cache.picture(number, mirrored)
         row = self.rows[number]
         picture = cache.pixels(number, mirrored) if self.inpaints else None
-        if row.control is not None:
-            control = cache.control(number, mirrored)
-        elif picture is not None:
-            control = self._drawn_mask(row, picture, epoch)
-        else:
-            control = self._fresh_map(row, self._image(row, mirrored), epoch)
+        maps = {type: cache.control(number, type, mirrored) for type in row.controls}
+        if picture is not None and not maps:
+            maps[INPAINT] = self._drawn_mask(row, picture, epoch)
+        elif len(maps) < len(self.types):
+            maps |= self._fresh_maps(row, self._image(row, mirrored), epoch)
         recalled = {
             "moments": moments,
-            "control": self._seen(picture, control),
+            "control": self._seen(picture, maps),
             "sizes": sizes,
             "encoded_texts": cache.text(text),
         }
         return {**recalled, "mask": cache.mask(number, mirrored)} if self.masked else recalled
 
-    def picture_and_map(
+    def picture_and_maps(
         self, row: Row, mirrored: bool = False, epoch: int = 0
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, ...]]:
-        """Both under one geometry, and the sizes of a `Batch`."""
+    ) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.uint8]], tuple[int, ...]]:
+        """All under one geometry, the maps by type, and the sizes of a `Batch`."""
         image = self._image(row, mirrored)
         picture, sizes = self._fitted(image)
-        if row.control is not None:
-            height, width = sizes[:2]
-            control = self.control(row, width, height, mirrored)
-        elif self.inpaints:
-            control = self._drawn_mask(row, picture, epoch)
-        else:
-            control = self._fresh_map(row, image, epoch)
-        return picture, control, sizes
+        height, width = sizes[:2]
+        maps = {type: self.control(row, type, width, height, mirrored) for type in row.controls}
+        if self.inpaints and not maps:
+            maps[INPAINT] = self._drawn_mask(row, picture, epoch)
+        elif len(maps) < len(self.types):
+            maps |= self._fresh_maps(row, image, epoch)
+        return picture, {type: maps[type] for type in self.types}, sizes
 
     def hint(self, row: Row, size: Size | None = None) -> torch.Tensor:
-        """What a ControlNet reads of a row: (3, H, W), at its own size or another one."""
-        picture, control, _ = self.picture_and_map(row)
+        """What a ControlNet reads of a row: (3 * types, H, W), at its own size or another one."""
+        picture, maps, _ = self.picture_and_maps(row)
         if size is not None:
-            picture, control = fit_map(picture, size, None), fit_map(control, size, self.values)
-        return self._seen(picture, control)
+            picture = fit_map(picture, size, None)
+            maps = {type: fit_map(control_map, size, self.values[type]) for type, control_map in maps.items()}
+        return self._seen(picture, maps)
 
-    def _seen(self, picture: NDArray[np.uint8] | None, control: NDArray[np.uint8]) -> torch.Tensor:
+    def _seen(self, picture: NDArray[np.uint8] | None, maps: Mapping[str, NDArray[np.uint8]]) -> torch.Tensor:
         if not self.inpaints:
-            return to_control(control)
+            return map_hint(self.types, maps)
         assert picture is not None, "a mask hides something"
-        return inpaint_hint(picture, control)
+        return inpaint_hint(picture, maps[INPAINT])
 
     def picture(self, row: Row, mirrored: bool = False) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
         """Scaled to cover its size, the middle cut out; and the sizes of a `Batch`."""
@@ -246,20 +249,24 @@ class ControlRows(Dataset[dict[str, Any]]):
 
     def _drawn_mask(self, row: Row, picture: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
         """For the picture as it is seen: a mask is about none of its contents."""
-        assert self.fresh is not None, "rows are read with their masks, or get some"
-        return self.fresh.make(picture, lambda name: uniform(self.seed, epoch, row.content, "map", name))
+        return self._made(INPAINT, row, picture, epoch)
 
-    def _fresh_map(self, row: Row, image: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
+    def _fresh_maps(self, row: Row, image: NDArray[np.uint8], epoch: int) -> dict[str, NDArray[np.uint8]]:
         """Made of the whole picture, as those on the disk are."""
-        assert self.fresh is not None, "rows are read with their maps, or get some"
-        made = self.fresh.make(image, lambda name: uniform(self.seed, epoch, row.content, "map", name))
         to, window = self.geometry.cover(image.shape[1], image.shape[0])
-        return resize_map(made, *to, self.values)[window].copy()
+        return {
+            type: resize_map(self._made(type, row, image, epoch), *to, self.values[type])[window].copy()
+            for type in self.fresh
+        }
 
-    def control(self, row: Row, width: int, height: int, mirrored: bool = False) -> NDArray[np.uint8]:
+    def _made(self, type: str, row: Row, image: NDArray[np.uint8], epoch: int) -> NDArray[np.uint8]:
+        # Parameters of several types may have one name.
+        of_type = (type,) if len(self.types) > 1 else ()
+        return self.fresh[type].make(image, lambda name: uniform(self.seed, epoch, row.content, "map", *of_type, name))
+
+    def control(self, row: Row, type: str, width: int, height: int, mirrored: bool = False) -> NDArray[np.uint8]:
         """The map on the disk under the geometry of its picture, which has that width and height."""
-        assert row.control is not None, "rows are read with their maps"
-        return self._fitted_map(row.control, width, height, mirrored, self.values)
+        return self._fitted_map(row.controls[type], width, height, mirrored, self.values[type])
 
     def mask(self, row: Row, width: int, height: int, mirrored: bool = False) -> NDArray[np.uint8] | None:
         """The mask under the geometry of its picture; None where the row has none and counts as a whole."""
@@ -290,11 +297,6 @@ def _mirrored(image: NDArray[np.uint8], mirrored: bool) -> NDArray[np.uint8]:
 def to_pixels(image: NDArray[np.uint8]) -> torch.Tensor:
     """(H, W, 3) of 0 to 255 -> (3, H, W) in [-1, 1]."""
     return torch.from_numpy(image).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def to_control(control_map: NDArray[np.uint8]) -> torch.Tensor:
-    """(H, W, 3) of 0 to 255 -> (3, H, W) in [0, 1]."""
-    return torch.from_numpy(control_map).permute(2, 0, 1).float() / 255
 
 
 def _cells(mask: NDArray[np.uint8] | None, latent_shape: tuple[int, int, int]) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 Stores (`training.store`) below CACHE/encoded, each under a recipe of what made its entries:
     pictures    mean and log-variance of the VAE's posterior, so that the draw stays random; the sizes SDXL is told
-    maps        packed: a bit a pixel where the map is black and white, a byte where it is grey
+    maps        packed: a bit a pixel where the map is black and white, a byte where it is grey; each type for itself,
+                so that another type in the same net makes its own alone
     pixels      of the pictures that are to be inpainted, since a hole is cut into them anew each epoch
     texts       each caption once, and the empty one; which prompts are emptied is drawn at run time
 An entry's key is what its row holds, by the bytes themselves: a picture under another name, another learning rate or
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from controlkit.data.readable import Readable
     from controlkit.processes import Processes
     from controlkit.training.batches import ControlRows
     from controlkit.training.objective import Models
@@ -50,36 +53,47 @@ WITHOUT_EFFECT = frozenset(
 """What a VAE's or text encoder's config says that does not reach what is kept."""
 
 
+MASKS = "loss masks"
+"""Among the kinds of maps: no control type."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Of what is kept of a row. Maps that are drawn anew each epoch are not."""
+
+    picture: str
+    maps: dict[str, str]  # by type
+    mask: str | None
+
+
 class Cache:
     """The entries of a run's rows, by the numbers that they have in its `ControlRows` and whether they are mirrored."""
 
     def __init__(
         self,
-        keys: dict[View, tuple[str, str | None, str | None]],
+        keys: dict[View, Keys],
         pictures: Entries,
-        maps: Entries,
+        maps: dict[str, Entries],
         texts: Entries,
         shown: Entries | None,
     ) -> None:
-        self.keys = keys  # of the picture, the map and the mask
+        self.keys = keys
         self.pictures, self.maps, self.texts, self.shown = pictures, maps, texts, shown
 
     def picture(self, number: int, mirrored: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        entry = self.pictures[self.keys[number, mirrored][0]]
+        entry = self.pictures[self.keys[number, mirrored].picture]
         return entry["moments"], entry["sizes"]
 
     def pixels(self, number: int, mirrored: bool) -> NDArray[np.uint8]:
         assert self.shown is not None, "pictures are kept where they are to be inpainted"
-        return unpack(self.shown[self.keys[number, mirrored][0]])
+        return unpack(self.shown[self.keys[number, mirrored].picture])
 
-    def control(self, number: int, mirrored: bool) -> NDArray[np.uint8]:
-        key = self.keys[number, mirrored][1]
-        assert key is not None, "maps that are drawn anew each epoch are not kept"
-        return unpack(self.maps[key])
+    def control(self, number: int, type: str, mirrored: bool) -> NDArray[np.uint8]:
+        return unpack(self.maps[type][self.keys[number, mirrored].maps[type]])
 
     def mask(self, number: int, mirrored: bool) -> NDArray[np.uint8] | None:
-        key = self.keys[number, mirrored][2]
-        return unpack(self.maps[key]) if key else None
+        key = self.keys[number, mirrored].mask
+        return unpack(self.maps[MASKS][key]) if key else None
 
     def text(self, text: str) -> Tensors:
         return self.texts[digest(text)]
@@ -98,15 +112,17 @@ def cache_rows(
     call it together. `dataset` is what the rows were asked for by."""
     rows = [data.rows[number] for number in numbers]
     pictures = contents([row.picture for row in rows], dataset, processes)
-    # Maps made while training are not kept: each epoch has others.
-    controls = {number: row.control for number, row in zip(numbers, rows, strict=True) if row.control is not None}
-    maps = dict(zip(controls, contents(list(controls.values()), f"{dataset} maps", processes), strict=True))
-    masked = {number: row.mask for number, row in zip(numbers, rows, strict=True) if row.mask is not None}
-    masks = dict(zip(masked, contents(list(masked.values()), f"{dataset} masks", processes), strict=True))
-    keys: dict[View, tuple[str, str | None, str | None]] = {
-        (number, mirrored): (
+
+    def digests(files: list[Readable | None], name: str) -> dict[int, str]:
+        there = {number: file for number, file in zip(numbers, files, strict=True) if file is not None}
+        return dict(zip(there, contents(list(there.values()), f"{dataset} {name}", processes), strict=True))
+
+    maps = {type: digests([row.controls.get(type) for row in rows], f"{type} maps") for type in data.types}
+    masks = digests([row.mask for row in rows], "masks")
+    keys = {
+        (number, mirrored): Keys(
             digest(picture, *seen),
-            digest(picture, maps[number], *seen) if number in maps else None,
+            {type: digest(picture, of_type[number], *seen) for type, of_type in maps.items() if number in of_type},
             digest(picture, masks[number], "mask", *seen) if number in masks else None,
         )
         for number, row, picture in zip(numbers, rows, pictures, strict=True)
@@ -124,17 +140,22 @@ def cache_rows(
         number, mirrored = view
         return data.picture(data.rows[number], mirrored)
 
-    def load_map(wanted: tuple[View, bool]) -> NDArray[np.uint8]:
-        (number, mirrored), is_mask = wanted
+    def load_map(wanted: tuple[View, str]) -> NDArray[np.uint8]:
+        (number, mirrored), type = wanted
         row = data.rows[number]
-        fitted = (data.mask if is_mask else data.control)(row, *upright_size(row.picture), mirrored)
+        return data.control(row, type, *upright_size(row.picture), mirrored)
+
+    def load_mask(view: View) -> NDArray[np.uint8]:
+        number, mirrored = view
+        row = data.rows[number]
+        fitted = data.mask(row, *upright_size(row.picture), mirrored)
         assert fitted is not None, "a key stands for a file"
         return fitted
 
     def encode_text(text: str) -> Tensors:
         return {name: tensor[0] for name, tensor in encode_prompts(models, [text], device).items()}
 
-    views = {picture: view for view, (picture, *_) in keys.items()}
+    views = {key.picture: view for view, key in keys.items()}
     of_pictures, made_pictures = _store("pictures", picture_recipe(models)).fill(
         views,
         load_picture,
@@ -142,10 +163,15 @@ def cache_rows(
         processes,
         say,
     )
-    to_fit: dict[str, tuple[View, bool]] = {}
-    for view, (_, control_map, mask) in keys.items():
-        to_fit |= {key: (view, is_mask) for key, is_mask in ((control_map, False), (mask, True)) if key}
-    of_maps, made_maps = _store("maps", map_recipe(data.values)).fill(to_fit, load_map, pack, processes, say)
+    of_maps, made_maps = {}, 0
+    for type in data.types:
+        to_fit = {key.maps[type]: (view, type) for view, key in keys.items() if type in key.maps}
+        store = _store("maps", map_recipe(data.values[type]))
+        of_maps[type], made = store.fill(to_fit, load_map, pack, processes, say)
+        made_maps += made
+    of_masks = {key.mask: view for view, key in keys.items() if key.mask}
+    of_maps[MASKS], made = _store("maps", map_recipe(None)).fill(of_masks, load_mask, pack, processes, say)
+    made_maps += made
     of_texts, made_texts = _store("texts", text_recipe(models)).fill(
         {digest(text): text for text in {"", *(caption for row in rows for caption in row.captions)}},
         lambda text: text,

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from controlkit import __version__
 from controlkit.models.inpaint_hint import INPAINT
+from controlkit.models.map_hint import CHANNELS
 from controlkit.training.telemetry import ACQUIRED, NOT_ACQUIRED
-from controlkit.training.watch import looks_in
+from controlkit.training.watch import ALONE, looks_in
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from controlkit.models.bases import Base
@@ -20,7 +22,8 @@ CURVES = "curves.png"
 
 def model_card(config: TrainConfig, base: Base, rows: int, metrics: list[dict[str, Any]], samples: list[Path]) -> str:
     """README.md of the run folder, in the form the hub reads."""
-    condition = config.data.condition
+    types = config.data.condition
+    named = " and ".join(types)
     picture = (
         f"![control, picture, made](samples/{samples[-1].name})\n\nEach row: the control map, the real picture, "
         f"what the ControlNet made of the map.\n"
@@ -29,10 +32,10 @@ def model_card(config: TrainConfig, base: Base, rows: int, metrics: list[dict[st
     )
     return f"""---
 base_model: {config.base}
-tags: [controlnet, {condition}, diffusers]
+tags: [controlnet, {", ".join(types)}, diffusers]
 ---
 
-# ControlNet: {condition} for {config.base}
+# ControlNet: {named} for {config.base}
 
 Trained with controlkit {__version__} on {rows} pictures, {metrics[-1]["step"] if metrics else 0} steps of
 {config.batch_size} rows a process. Base: {base.family}, which predicts {base.prediction_type}. Every setting is in
@@ -51,7 +54,7 @@ the map is read.
 
 ## Use
 
-    controlkit generate --base {config.base} --controlnet controlnet {_given(condition)} --prompt "…"
+    controlkit generate --base {config.base} --controlnet controlnet {_given(types)} --prompt "…"
 
 or in diffusers: `ControlNetModel.from_pretrained("controlnet")`.
 {_notes(config)}
@@ -65,17 +68,25 @@ The loss of a step hangs mostly on the noise level it drew, and says little abou
 """
 
 
-def _given(condition: str) -> str:
+def _given(types: Sequence[str]) -> str:
     """What a command takes beside the ControlNet."""
-    return "--image picture.png --mask mask.png" if condition == INPAINT else f"--control {condition}={condition}.png"
+    if INPAINT in types:
+        return "--image picture.png --mask mask.png"
+    return " ".join(f"--control {type}={type}.png" for type in types)
 
 
 def _notes(config: TrainConfig) -> str:
     """What whoever uses the ControlNet must know of the base that it learned with."""
     notes = ""
+    if len(types := config.data.condition) > 1:
+        notes += f"""
+It reads maps of several types at once, or some of them: leave out `--control` of those that you have not. In diffusers
+its map is a tensor (1, {CHANNELS * len(types)}, height, width) in 0 to 1: three channels for each type in the order
+{", ".join(types)}, and zeros for a map that is not given.
+"""
     if config.control_lora:
         notes += f"""
-`control_lora_{config.data.condition}.safetensors` is the same as a Control-LoRA of rank {config.control_lora}: what the
+`control_lora_{types[0]}.safetensors` is the same as a Control-LoRA of rank {config.control_lora}: what the
 ControlNet adds to its base, in a small file for webui, ComfyUI and `controlkit generate --controlnet`.
 """
     if config.decoder:
@@ -109,9 +120,15 @@ def _verdict(metrics: list[dict[str, Any]]) -> str:
             f"\nBehind step {last['step']} the control takes {control['mean']:.1%} off the held-out loss "
             f"({control['low']:.1%} to {control['high']:.1%}); a row's own map beats another's by {own}."
         )
-    scores = [row for row in metrics if "fidelity" in row]
-    if scores:
-        step, last = scores[-1]["step"], scores[-1]["fidelity"]
+        for type, gains in last.get(ALONE, {}).items():
+            control, read = gains["control_gain_share"], gains["map_gain_share"]
+            lines.append(
+                f"\nThe {type} map alone, the others black, takes {control['mean']:.1%} off it; its own beats "
+                f"another's by {read['mean']:.1%} ({read['low']:.1%} to {read['high']:.1%})."
+            )
+    scores = {row["fidelity"]["metric"]: row for row in metrics if "fidelity" in row}
+    for row in scores.values():
+        step, last = row["step"], row["fidelity"]
         beside = [f"{name} {last[key]:.3f}" for name, key in _BESIDE if key in last]
         lines.append(
             f"\nThe samples of step {step}, annotated again: {last['metric']} {last['mean']:.3f} ({last['low']:.3f} to "

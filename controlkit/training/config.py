@@ -14,6 +14,7 @@ from controlkit.errors import RequestError, known
 from controlkit.models.bases import DEFAULT_BASE
 from controlkit.models.controlnets import find_controlnet
 from controlkit.models.inpaint_hint import INPAINT
+from controlkit.training.dropout import ControlDropout
 from controlkit.training.objective_config import ObjectiveConfig, training_scheduler
 from controlkit.training.optimizers import missing_library
 from controlkit.training.presets import PRESETS
@@ -21,12 +22,14 @@ from controlkit.training.reports import check_report_to
 from controlkit.training.watch_config import WatchConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from controlkit.data.rows import Row
     from controlkit.models.bases import Base
     from controlkit.processes import Processes
 
+
+USUAL_CONDITION_DROPOUT = 0.5
 
 # What decides which rows are seen and what they are trained towards: another value makes it another run.
 RESUMED_WITH = (
@@ -42,7 +45,7 @@ RESUMED_WITH = (
         "control_lora",
     ),
     *("data.path", "data.maps", "data.condition", "data.resolution", "data.buckets", "data.flip", "data.held_out"),
-    *("data.annotate", "data.mask", "prompt_dropout", "control_dropout", "optimizer"),
+    *("data.annotate", "data.mask", "prompt_dropout", "control_dropout", "condition_dropout", "optimizer"),
     *(f"objective.{setting.name}" for setting in fields(ObjectiveConfig)),
 )
 
@@ -51,11 +54,13 @@ RESUMED_WITH = (
 class DataConfig:
     path: str = "circles"  # datasets in any form (`data/readers.py`), or names of worlds, apart by commas
     maps: str | None = None  # the second of two parallel folders, which holds the maps under the pictures' names
-    condition: str = "canny"  # which of its control maps; inpaint: masks, drawn anew each epoch where it has none
+    # Which of its control maps; several: one net for all. inpaint: masks, drawn anew each epoch where it has none.
+    condition: tuple[str, ...] = ("canny",)
     resolution: int | None = None  # pixels a side; null: what the base was trained at
     buckets: int | None = None  # sides are multiples of it (64 is usual), each picture near its shape; null: one square
     flip: bool = False  # mirror half of the rows, anew each epoch, where neither map nor caption tells left from right
-    annotate: tuple[str, ...] | None = None  # make the maps while training: [low=20..60, high=90..300], drawn anew
+    # Make the maps while training: [low=20..60, high=90..300], drawn anew; of several types [canny.low=20..60, tile].
+    annotate: tuple[str, ...] | None = None
     mask: str | None = None  # which of the dataset's maps says where the loss counts: white all, black not at all
     held_out: float = 0.02  # share of the rows kept from training, for the samples
     workers: int = 0  # processes that read pictures ahead; 0: the training process reads
@@ -65,11 +70,20 @@ class DataConfig:
             yield f"data.resolution={self.resolution}: expected at least 1"
         if self.buckets is not None and self.buckets < 1:
             yield f"data.buckets={self.buckets}: expected a number of pixels, e.g. 64"
-        if self.flip and not may_mirror_maps(self.condition):
-            yield f"data.flip=true: {self.condition} maps tell left from right and cannot be mirrored; leave it out"
+        named = ",".join(self.condition)
+        if len(set(self.condition)) != max(1, len(self.condition)):
+            yield f"data.condition={named}: expected one control type, or several that differ"
+            return
+        if len(self.condition) > 1 and INPAINT in self.condition:
+            yield f"data.condition={named}: {INPAINT} reads the picture with its hole and goes alone; train two nets"
+        if len(self.condition) > 1 and self.maps is not None:
+            yield f"data.maps={self.maps} holds maps of one type, and data.condition={named} are several"
+        for type in self.condition if self.flip else ():
+            if not may_mirror_maps(type):
+                yield f"data.flip=true: {type} maps tell left from right and cannot be mirrored; leave it out"
         if self.annotate is not None:
             try:
-                FreshMaps.of(self.condition, self.annotate)
+                FreshMaps.of_each(self.condition, self.annotate)
             except RequestError as reason:
                 yield str(reason)
             if self.maps is not None:
@@ -87,7 +101,7 @@ class SampleConfig:
     steps: int = 20
     cfg: float = 7.5
     sampler: str = "dpmpp_2m_karras"
-    maps: tuple[str, ...] = ()  # files: control maps of your own, painted below the rows of the dataset
+    maps: tuple[str, ...] = ()  # files, of several types TYPE=FILE: maps of your own, painted below the dataset's rows
     prompts: tuple[str, ...] = ()  # one for each of them
 
     def problems(self) -> Iterator[str]:
@@ -99,9 +113,6 @@ class SampleConfig:
             yield f"samples.sampler={self.sampler}: {known(self.sampler, SAMPLERS)}"
         if len(self.maps) != len(self.prompts):
             yield f"samples.maps names {len(self.maps)} files, samples.prompts has {len(self.prompts)}: one for each"
-        for name in self.maps:
-            if not Path(name).expanduser().is_file():
-                yield f"samples.maps: there is no file {name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +136,9 @@ class TrainConfig:
     weight_decay: float = 0.0  # AdamW's own 0.01 would move weights that no gradient has reached yet
     max_grad_norm: float = 1.0
     prompt_dropout: float = 0.5  # share of prompts emptied, so that the net learns to read the map (ControlNet, 3.4)
-    control_dropout: float = 0.0  # share of maps emptied
+    control_dropout: float = 0.0  # share of rows whose maps are emptied
+    # Of several types in one net: of the other rows the share of each type's maps emptied, of which one always stays.
+    condition_dropout: float | None = None  # null: 0.5, with which a net of two has one alone in half of the rows
     control_lora: int = 0  # rank: the copy of the encoder learns low-rank additions alone; 0: it learns in full
     only_mid_control: bool = False  # control enters at the middle block alone
     decoder: bool = False  # the base's decoder learns along (the original's sd_locked=False); lower lr to 2e-6 with it
@@ -173,14 +186,32 @@ class TrainConfig:
         for name in ("weight_decay", "warmup_steps", "control_lora"):
             if (value := getattr(self, name)) < 0:
                 yield f"{name}={value}: expected 0 or more"
-        for name in ("prompt_dropout", "control_dropout"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
+        for name in ("prompt_dropout", "control_dropout", "condition_dropout"):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
                 yield f"{name}={value}: expected a share from 0 to 1"
+        types = self.data.condition
+        if len(types) == 1 and self.condition_dropout is not None:
+            yield (
+                f"condition_dropout={self.condition_dropout:g}: empties one type of several, and "
+                f"data.condition={types[0]} is one; leave it out, or take control_dropout"
+            )
+        if len(types) > 1:
+            named = ",".join(types)
+            if self.control_lora:
+                yield f"control_lora={self.control_lora}: its file is of one type, data.condition={named} are several"
+            if self.save_webui:
+                yield f"save_webui=true: webuis hand a ControlNet one map, data.condition={named} are several"
         if not 0 <= self.ema < 1:
             yield f"ema={self.ema:g}: expected 0 (none) to below 1"
         if self.max_minutes is not None and self.max_minutes < 0:
             yield f"max_minutes={self.max_minutes:g}: expected 0 or more, or null"
-        if self.samples.maps and self.data.condition == INPAINT:
+        for text in self.samples.maps if types else ():
+            type, file = own_map(text, types)
+            if type not in types:
+                yield f"samples.maps={text}: data.condition={','.join(types)} are several; say which: {types[0]}={text}"
+            elif not file.is_file():
+                yield f"samples.maps: there is no file {file}"
+        if self.samples.maps and INPAINT in self.data.condition:
             yield "samples.maps: with data.condition=inpaint a map is a mask, which says nothing alone; leave it out"
         if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
             yield f"push_to_hub={self.push_to_hub}: expected OWNER/NAME, or null"
@@ -189,33 +220,48 @@ class TrainConfig:
 def read_rows(config: TrainConfig, say: Callable[[str], None], processes: Processes | None = None) -> list[Row]:
     """The rows that the config names; without maps where those are made while training."""
     data = config.data
-    condition = data.condition if data.annotate is None else None
+    made = FreshMaps.of_each(data.condition, data.annotate) if data.annotate is not None else {}
+    types = [type for type in data.condition if type not in made]
     rows = read_datasets(
         data.path,
-        condition,
+        types,
         maps=data.maps,
         mask=data.mask,
-        without_maps=condition == INPAINT,
+        without_maps=types == [INPAINT],
         say=say,
         processes=processes,
     )
-    if data.condition == INPAINT:
-        own = sum(row.control is not None for row in rows)
+    if types == [INPAINT]:
+        own = sum(INPAINT in row.controls for row in rows)
         say(f"masks: {own} of the rows have their own, {len(rows) - own} get one drawn anew each epoch")
     return rows
 
 
-def fresh_maps(config: TrainConfig) -> FreshMaps | None:
-    """Who makes the maps that no file holds; None where all are on the disk."""
+def fresh_maps(config: TrainConfig) -> dict[str, FreshMaps]:
+    """Who makes the maps that no file holds, by type."""
     data = config.data
     if data.annotate is not None:
-        return FreshMaps.of(data.condition, data.annotate)
-    return FreshMaps.of(INPAINT, DRAWN_MASKS) if data.condition == INPAINT else None
+        return FreshMaps.of_each(data.condition, data.annotate)
+    return {INPAINT: FreshMaps.of(INPAINT, DRAWN_MASKS)} if data.condition == (INPAINT,) else {}
+
+
+def control_dropout(config: TrainConfig) -> ControlDropout:
+    """Which maps a row is seen without."""
+    each = config.condition_dropout
+    if each is None:
+        each = USUAL_CONDITION_DROPOUT if len(config.data.condition) > 1 else 0.0
+    return ControlDropout(config.control_dropout, each)
 
 
 def resolution(config: TrainConfig, base: Base) -> int:
     """Pixels a side of what the networks see."""
     return config.data.resolution or base.native_size
+
+
+def own_map(text: str, types: Sequence[str]) -> tuple[str, Path]:
+    """The type and the file of a map in `samples.maps`; of several types it is said: TYPE=FILE."""
+    type, _, name = text.partition("=") if len(types) > 1 else (types[0], "", text)
+    return type, Path(name).expanduser()
 
 
 def check_against_base(config: TrainConfig, base: Base) -> None:
@@ -249,7 +295,12 @@ def check_against_base(config: TrainConfig, base: Base) -> None:
         problems.extend(_schedule_problems(config, base))
     if config.controlnet:
         try:
-            find_controlnet(config.controlnet).on(base)
+            found, types = find_controlnet(config.controlnet).on(base), config.data.condition
+            if max(len(types), len(found.conditions)) > 1 and found.conditions != types:
+                reads = ",".join(found.conditions) or "maps of one type"
+                problems.append(
+                    f"controlnet={config.controlnet} reads {reads}, data.condition={','.join(types)}: expected the same"
+                )
         except RequestError as reason:
             problems.append(f"controlnet={config.controlnet}: {reason}")
     if problems:

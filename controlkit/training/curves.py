@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controlkit.training.watch import looks_in
+from controlkit.training.watch import ALONE, looks_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,7 @@ _TITLE, _TEXT = 15, 13  # pixels of type
 _INK, _FAINT, _GRID = (40, 44, 52), (120, 126, 136), (228, 231, 236)
 _BLUE, _ORANGE, _GREEN, _GREY = (31, 99, 181), (214, 106, 24), (38, 136, 78), (158, 164, 174)
 _EVENT = (176, 32, 78)
+_OF_TYPES = (_BLUE, _ORANGE, _GREEN, _GREY)
 _SMOOTHED = 60  # places along the axis that the mean of the step losses is drawn at
 
 
@@ -89,9 +90,11 @@ def panels_of(metrics: list[dict[str, Any]]) -> list[Panel]:
             mean, low, high = (_column(gain, name) for name in ("mean", "low", "high"))
             gains.curves.append(Curve(label, colour, at, mean, low, high))
         panels.append(gains)
-    if scores:
-        at, found = [row["step"] for row in scores], [row["fidelity"] for row in scores]
-        metric = found[0]["metric"]
+        if ALONE in looks[-1]:
+            panels.append(_of_each_type(looks))
+    for metric in dict.fromkeys(row["fidelity"]["metric"] for row in scores):
+        of_metric = [row for row in scores if row["fidelity"]["metric"] == metric]
+        at, found = [row["step"] for row in of_metric], [row["fidelity"] for row in of_metric]
         better = "lower is better" if metric == "depth_rmse" else "higher is better"
         fidelity = Panel(f"how the samples follow their maps: {metric}, {better}", zero=True)
         mean, low, high = (_column(found, name) for name in ("mean", "low", "high"))
@@ -102,6 +105,17 @@ def panels_of(metrics: list[dict[str, Any]]) -> list[Panel]:
         fidelity.curves.append(Curve("samples", _GREEN, at, mean, low, high))
         panels.append(fidelity)
     return panels
+
+
+def _of_each_type(looks: list[dict[str, Any]]) -> Panel:
+    """How much each map alone brings by being read."""
+    panel = Panel("map gain of each map alone, the others black", zero=True, percent=True)
+    for number, type in enumerate(looks[-1][ALONE]):
+        gain = [row[ALONE][type]["map_gain_share"] for row in looks]
+        mean, low, high = (_column(gain, name) for name in ("mean", "low", "high"))
+        colour = _OF_TYPES[number % len(_OF_TYPES)]
+        panel.curves.append(Curve(type, colour, [row["step"] for row in looks], mean, low, high))
+    return panel
 
 
 def _column(rows: Sequence[dict[str, Any]], key: str) -> list[float]:

@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from controlkit.training.map_facts import map_problems
-from controlkit.training.watch import ACQUIRED_SHARE
+from controlkit.training.watch import ACQUIRED_SHARE, ALONE, is_clear
 
 if TYPE_CHECKING:
     from controlkit.training.config import TrainConfig
@@ -26,9 +26,15 @@ def diagnose(
     config: TrainConfig, maps: list[MapFacts], looks: list[dict[str, Any]], steps: list[dict[str, Any]]
 ) -> list[str]:
     """What is wrong, or what to try; `steps` are the lines of metrics.jsonl with the loss of each step."""
-    found = map_problems(config.data.condition, maps)
+    found = map_problems(maps)
     if looks:
         found += [_of_learning(config, looks[-1], steps, maps_are_good=not found)]
+        found += [
+            f"{type} maps alone are not followed yet: the loss falls by {gains['control_gain_share']['mean']:.1%} "
+            f"under them, and a row's own beats another's by {gains['map_gain_share']['mean']:+.1%}"
+            for type, gains in looks[-1].get(ALONE, {}).items()
+            if not is_clear(gains)
+        ]
     return found
 
 

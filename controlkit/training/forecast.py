@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from controlkit.models.controlnets import make_controlnet
+from controlkit.models.map_hint import CHANNELS
 from controlkit.models.quiet import quiet_libraries
 from controlkit.training.config import TrainConfig, resolution
 from controlkit.training.learned import Learned
@@ -58,7 +59,11 @@ def forecast(config: TrainConfig, base: Base) -> Forecast:
             kind = getattr(transformers, base.index[f"text_encoder{suffix}"][1])
             others.append(kind(kind.config_class(**_text_config(base, suffix))))
         controlnet = make_controlnet(
-            unet, vae_factor=base.vae_factor, latent_channels=base.latent_channels, seed=config.seed
+            unet,
+            vae_factor=base.vae_factor,
+            latent_channels=base.latent_channels,
+            seed=config.seed,
+            types=len(config.data.condition),
         ).float()
         nets = Learned(config, controlnet, unet)
         activations = _activations(config, base, unet, controlnet)
@@ -108,7 +113,8 @@ def _activations(config: TrainConfig, base: Base, unet: Any, controlnet: Any) ->
         text["added_cond_kwargs"] = {"text_embeds": torch.zeros(rows, pooled), "time_ids": torch.zeros(rows, 6)}
     x_t = torch.zeros(rows, base.latent_channels, size // base.vae_factor, size // base.vae_factor)
     with kept:
-        predicted = predict(models, x_t, torch.zeros(rows), torch.zeros(rows, 3, size, size), text)
+        hint = torch.zeros(rows, CHANNELS * len(config.data.condition), size, size)
+        predicted = predict(models, x_t, torch.zeros(rows), hint, text)
         F.mse_loss(predicted.float(), torch.zeros_like(x_t))
     return kept.bytes + kept.largest
 

@@ -33,6 +33,7 @@ _UNRELATED = frozenset({"shuffle", "inpaint"})  # types whose maps are not meant
 class MapFacts:
     """Of one map and its picture."""
 
+    type: str
     lowest: int
     highest: int
     mean: float
@@ -47,6 +48,7 @@ class MapFacts:
         values = ANNOTATORS[condition].values if condition in ANNOTATORS else None
         found = {int(value) for value in np.unique(control)}
         return MapFacts(
+            type=condition,
             lowest=min(found),
             highest=max(found),
             mean=float(control.mean()),
@@ -58,8 +60,13 @@ class MapFacts:
         )
 
 
-def map_problems(condition: str, maps: list[MapFacts]) -> list[str]:
-    """A line for each fault that these maps share, the worst first; each with what to do."""
+def map_problems(maps: list[MapFacts]) -> list[str]:
+    """A line for each fault that these maps share, type by type, the worst first; each with what to do."""
+    types = dict.fromkeys(each.type for each in maps)
+    return [line for type in types for line in _problems(type, [each for each in maps if each.type == type])]
+
+
+def _problems(condition: str, maps: list[MapFacts]) -> list[str]:
     count = len(maps)
     black = sum(each.highest < _DIM for each in maps)
     constant = sum(each.constant and each.highest >= _DIM for each in maps)

@@ -1,6 +1,7 @@
 """The sample grid of a run: control map, real picture, and what the net makes of the map. A row each.
 
-Every picture made is annotated again and scored against its map, where an annotator of the condition works here.
+Every picture made is annotated again and scored against its map, where an annotator of the condition works here; of
+several types against each of its maps.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from controlkit.diffusion.samplers import make_sampler
 from controlkit.evaluation.obedience import Judge, find_judge
 from controlkit.evaluation.scores import Score
 from controlkit.files import atomic_write_bytes
+from controlkit.models.inpaint_hint import INPAINT
+from controlkit.models.map_hint import map_hint
+from controlkit.training.config import own_map
 from controlkit.training.low_rank import LowRankControlNet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -42,55 +46,65 @@ HOLE = 127
 
 @dataclass(frozen=True)
 class Shown:
-    """What a row of the grid is made from. A map of the user's own has no real picture; the ControlNet reads the map,
-    or a `hint` that no picture can hold."""
+    """What a row of the grid is made from. A map of the user's own has no real picture. The ControlNet reads the
+    `hint`; `maps` by type are what can be seen of it."""
 
     prompt: str
-    control: Picture
+    maps: dict[str, Picture]
     picture: Picture | None
-    hint: torch.Tensor | None = None
+    hint: torch.Tensor
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """A row of the grid, and the scores of what was made: against its own map, against another row's (which is
-    chance), and of the real picture against its map (the best that this annotator can see)."""
+class Scored:
+    """What was made, against its own map, against another row's (which is chance), and the real picture against its
+    map (the best that this annotator can see)."""
 
-    cells: list[Picture]
     own: float | None
     chance: float | None
     real: float | None
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A row of the grid, and by type the scores of what was made."""
+
+    cells: list[Picture]
+    scores: dict[str, Scored]
+
+
 def prepare_samples(
     config: TrainConfig, data: ControlRows, rows: list[Row], say: Callable[[str], None]
-) -> tuple[list[Shown], Judge | None]:
-    """What the grids of a run show, and who scores them; that nobody does is said."""
+) -> tuple[list[Shown], dict[str, Judge]]:
+    """What the grids of a run show, and who scores them, by type; that nobody does is said."""
     if not config.samples.every:
-        return [], None
+        return [], {}
     chosen = rows[: config.samples.count]
     shown = shown_rows(data, chosen, config.samples)
-    judge = judge_of(config.data.condition, chosen, shown) if config.watch.fidelity else None
-    if isinstance(judge, str):
-        say(f"samples are painted, but not scored: {judge}")
-        return shown, None
-    return shown, judge
+    judges = {}
+    for type in data.types if config.watch.fidelity else ():
+        judge = judge_of(type, chosen, shown)
+        if isinstance(judge, str):
+            say(f"samples are painted, but not scored: {judge}")
+        else:
+            judges[type] = judge
+    return shown, judges
 
 
 def shown_rows(data: ControlRows, rows: list[Row], config: SampleConfig) -> list[Shown]:
     """The rows of the dataset to be shown, then the user's own maps with their prompts."""
     shown = []
     for row in rows:
-        picture, control, _ = data.picture_and_map(row)
+        picture, maps, _ = data.picture_and_maps(row)
         if data.inpaints:
-            holes = np.where(control > 127, HOLE, picture).astype(np.uint8)
-            shown.append(Shown(row.captions[0], holes, picture, data.hint(row)))
-        else:
-            shown.append(Shown(row.captions[0], control, picture))
-    for name, prompt in zip(config.maps, config.prompts, strict=True):
-        control = read_picture(Path(name).expanduser())
+            maps = {INPAINT: np.where(maps[INPAINT] > 127, HOLE, picture).astype(np.uint8)}
+        shown.append(Shown(row.captions[0], maps, picture, data.hint(row)))
+    for text, prompt in zip(config.maps, config.prompts, strict=True):
+        type, file = own_map(text, data.types)
+        control = read_picture(file)
         size = data.geometry.size(control.shape[1], control.shape[0])
-        shown.append(Shown(prompt, fit_map(control, size, data.values), None))
+        maps = {type: fit_map(control, size, data.values[type])}
+        shown.append(Shown(prompt, maps, None, map_hint(data.types, maps)))
     return shown
 
 
@@ -98,50 +112,53 @@ def sample_grid(
     models: Models,
     nets: dict[str, Any],
     shown: list[Shown],
-    judge: Judge | None,
+    judges: dict[str, Judge],
     config: SampleConfig,
     seed: int,
     processes: Processes,
-) -> tuple[Picture, dict[str, Any] | None] | None:
-    """The grid and its score on the first process, None on the others; each process paints its share of the rows.
+) -> tuple[Picture, list[dict[str, Any]]] | None:
+    """The grid and its scores on the first process, None on the others; each process paints its share of the rows.
 
     `nets` are the parts of the pipeline that learn, by name, as they are to be shown.
     The noise of row i comes from seed + i alone, so that grids of one run differ by what was learned, and nothing here
     touches the random draws of the training.
     """
-    from PIL import Image
-
     pipeline = models.pipeline
     pipeline.scheduler = make_sampler(config.sampler, models.scheduler, steps=config.steps)
     trained = {name: getattr(pipeline, name) for name in nets}
     for name, net in nets.items():
         setattr(pipeline, name, for_use(net, models.dtype))
+    types = list(dict.fromkeys(type for row in shown for type in row.maps))
     sampled = []
     for number, row in processes.slice(list(enumerate(shown))):
         painted = pipeline(
             prompt=row.prompt,
-            image=Image.fromarray(row.control) if row.hint is None else row.hint[None],
+            image=row.hint[None],
             num_inference_steps=config.steps,
             guidance_scale=config.cfg,
             generator=torch.Generator().manual_seed(seed + number),
             output_type="np",
         ).images[0]
         made = (np.clip(painted, 0, 1) * 255).round().astype(np.uint8)
-        sampled.append(_scored(row, made, shown[(number + 1) % len(shown)], judge))
+        sampled.append(_sampled(row, made, shown[(number + 1) % len(shown)], judges, types))
     for name, net in trained.items():
         setattr(pipeline, name, net)
     gathered = processes.gather(sampled)
     if not processes.first:
         return None
-    return grid([each.cells for each in gathered]), fidelity(judge, gathered)
+    found = [
+        fidelity(judge, [each.scores[type] for each in gathered if type in each.scores])
+        for type, judge in judges.items()
+    ]
+    return grid([each.cells for each in gathered]), [score for score in found if score is not None]
 
 
-def fidelity(judge: Judge | None, sampled: list[Sampled]) -> dict[str, Any] | None:
+def fidelity(judge: Judge, scored: list[Scored]) -> dict[str, Any] | None:
     """The mean score of the samples with its interval, beside chance and the best there can be."""
-    scores = [each.own for each in sampled if each.own is not None]
-    if judge is None or not scores:
+    scores = [each.own for each in scored if each.own is not None]
+    if not scores:
         return None
-    others = {name: [value for each in sampled if (value := getattr(each, name)) is not None] for name in _BESIDE}
+    others = {name: [value for each in scored if (value := getattr(each, name)) is not None] for name in _BESIDE}
     beside = {name: round(float(np.mean(values)), 6) for name, values in others.items() if values}
     rounded = {key: round(value, 6) for key, value in asdict(Score.of_values(scores)).items()}
     return {"metric": judge.metric, **rounded, **beside}
@@ -152,9 +169,9 @@ _BESIDE = ("chance", "real")
 
 def judge_of(condition: str, rows: list[Row], shown: list[Shown]) -> Judge | str:
     """Who scores the samples; else why nobody does. One that knows another world than these pictures is refused."""
-    control = rows[0].control if rows else None
+    control = rows[0].controls.get(condition) if rows else None
     judge = find_judge(condition, control if isinstance(control, Path) else None)
-    real = [(row.picture, row.control) for row in shown if row.picture is not None]
+    real = [(row.picture, row.maps[condition]) for row in shown if row.picture is not None]
     if isinstance(judge, str) or len(real) < 2:
         return judge
     own, chance = judge.on_real_pictures(real)
@@ -164,17 +181,21 @@ def judge_of(condition: str, rows: list[Row], shown: list[Shown]) -> Judge | str
     return judge
 
 
-def _scored(row: Shown, made: Picture, other: Shown, judge: Judge | None) -> Sampled:
+def _sampled(row: Shown, made: Picture, other: Shown, judges: dict[str, Judge], types: Sequence[str]) -> Sampled:
     real = row.picture if row.picture is not None else np.full_like(made, 255)
-    cells = [row.control, real, made]
-    if judge is None:
-        return Sampled(cells, None, None, None)
-    return Sampled(
-        cells,
-        own=judge.score(made, row.control, row.picture),
-        chance=None if other is row else judge.score(made, other.control, other.picture),
-        real=None if row.picture is None else judge.on_real_pictures([(row.picture, row.control)])[0],
-    )
+    maps = [row.maps[type] if type in row.maps else np.zeros_like(made) for type in types]
+    scores = {
+        type: Scored(
+            own=judge.score(made, row.maps[type], row.picture),
+            chance=judge.score(made, other.maps[type], other.picture)
+            if other is not row and type in other.maps
+            else None,
+            real=None if row.picture is None else judge.on_real_pictures([(row.picture, row.maps[type])])[0],
+        )
+        for type, judge in judges.items()
+        if type in row.maps
+    }
+    return Sampled([*maps, real, made], scores)
 
 
 def for_use(net: Any, dtype: torch.dtype) -> Any:

@@ -48,7 +48,7 @@ class Telemetry:
         self.looks = looks_in(rows)
         self.events = [row["event"] for row in rows if "event" in row]
         if first:
-            for problem in map_problems(config.data.condition, maps):
+            for problem in map_problems(maps):
                 say(f"look at the maps before you go on: {problem}")
 
     def look(self, step: int) -> None:
@@ -65,9 +65,9 @@ class Telemetry:
         if ACQUIRED not in self.events:
             self._judge(step)
 
-    def fidelity(self, step: int, score: dict[str, Any] | None) -> None:
-        """How well the samples follow their maps."""
-        if score is not None and self.first:
+    def fidelity(self, step: int, scores: list[dict[str, Any]]) -> None:
+        """How well the samples follow their maps, type by type."""
+        for score in scores if self.first else ():
             self.run.append("metrics.jsonl", [{"step": step, "fidelity": score}])
             beside = ", ".join(f"{name} {score[name]:.2f}" for name in ("chance", "real") if name in score)
             self.say(f"step {step}: the samples have {score['metric']} {score['mean']:.2f} ({beside})")
@@ -99,11 +99,11 @@ def choose_watched(kept_back: list[Row], learned: list[Row], count: int, say: Ca
     return (kept_back + learned)[:count]
 
 
-def read_map_facts(data: ControlRows, rows: list[Row], condition: str, processes: Processes) -> list[MapFacts]:
+def read_map_facts(data: ControlRows, rows: list[Row], processes: Processes) -> list[MapFacts]:
     """Of some of the rows, spread over them; every process reads its share."""
     chosen = rows[:: max(1, len(rows) // ROWS)][:ROWS]
     facts = []
     for row in processes.slice(chosen):
-        picture, control, _ = data.picture_and_map(row)
-        facts.append(MapFacts.of(condition, picture, control))
+        picture, maps, _ = data.picture_and_maps(row)
+        facts += [MapFacts.of(type, picture, control_map) for type, control_map in maps.items()]
     return processes.gather(facts)

@@ -9,8 +9,9 @@
 
 A ControlNet can gain without reading its map, by learning how these pictures look. The map gain tells the two apart.
 Shares are of the silent loss, each row's averaged over the ranges of timesteps; the `Score` over the rows says how sure
-they are. Losses are what the run minimises, at the timesteps it trains on, under plain noise. Where the base's decoder
-learns, the silent loss is that of the decoder as it is.
+they are. Of a net for several types each is looked at alone too, with the maps of the others black. Losses are what
+the run minimises, at the timesteps it trains on, under plain noise. Where the base's decoder learns, the silent loss is
+that of the decoder as it is.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ import torch
 from torch import nn
 
 from controlkit.evaluation.scores import Score
+from controlkit.models.map_hint import channels_of
 from controlkit.training.batches import collate
 from controlkit.training.draws import generator
+from controlkit.training.dropout import ControlDropout
 from controlkit.training.objective import encode_texts, latents, losses_of, predict_noised
 from controlkit.training.watch_config import BINS
 
@@ -45,6 +48,9 @@ _DIGITS = 6
 
 ACQUIRED_SHARE = 0.01
 """Of the silent loss: with 95 % confidence both gains lie above it where control is acquired."""
+
+ALONE = "by_type"
+"""In a look: the gains of each of several types alone."""
 
 ACQUIRED_LOOKS = 2
 """Looks in a row that must agree."""
@@ -85,7 +91,8 @@ class Watch:
         self.models = dataclasses.replace(models, controlnet=self.controlnet, unet=unet)
         self.edges = _edges(models.objective.first_timestep, models.objective.last_timestep, data.timesteps)
         seen = copy.copy(data)
-        seen.rows, seen.prompt_dropout, seen.control_dropout, seen.flip = rows, 0.0, 0.0, False
+        seen.rows, seen.prompt_dropout, seen.control_dropout, seen.flip = rows, 0.0, ControlDropout(), False
+        self.alone = data.types if len(data.types) > 1 else ()
         sizes = seen.sizes(processes)
         trials: list[list[tuple[int, int]]] = []
         for size in dict.fromkeys(sizes):
@@ -100,17 +107,22 @@ class Watch:
         losses = self.processes.gather([loss for trial in self.trials for loss in self._losses(trial)])
         by_place = [loss for _, loss in sorted(zip(self.places, losses, strict=True))]
         bins = len(self.edges) - 1
-        silent, own, other, moved, size = torch.tensor(by_place, dtype=torch.float64).view(-1, bins, 5).unbind(dim=2)
+        values = torch.tensor(by_place, dtype=torch.float64)
+        silent, own, other, moved, size, *alone = values.view(-1, bins, values.shape[1]).unbind(dim=2)
         # Under min-SNR weights a timestep of pure noise may have the weight 0.
         of_silent = silent.clamp(min=torch.finfo(silent.dtype).tiny)
-        found = {
+
+        def share(gain: torch.Tensor) -> dict[str, Any]:
+            return asdict(Score.of_values((gain / of_silent).mean(dim=1).numpy()))
+
+        found: dict[str, Any] = {
             "step": step,
             "held_out_loss": own.mean().item(),
             "held_out_loss_silent": silent.mean().item(),
             "held_out_loss_other_map": other.mean().item(),
             "control_gain": (silent - own).mean().item(),
-            "control_gain_share": asdict(Score.of_values(((silent - own) / of_silent).mean(dim=1).numpy())),
-            "map_gain_share": asdict(Score.of_values(((other - own) / of_silent).mean(dim=1).numpy())),
+            "control_gain_share": share(silent - own),
+            "map_gain_share": share(other - own),
             "influence": (moved.sum() / size.sum()).sqrt().item(),
             "by_timestep": {
                 f"{first}-{end - 1}": {
@@ -122,6 +134,10 @@ class Watch:
             },
             "zero_convolutions": dict(zero_convolutions(self.controlnet)),
         }
+        for place, type in enumerate(self.alone):
+            with_own, with_other = alone[2 * place : 2 * place + 2]
+            gains = {"control_gain_share": share(silent - with_own), "map_gain_share": share(with_other - with_own)}
+            found.setdefault(ALONE, {})[type] = gains
         rounded: dict[str, Any] = _rounded(found)
         return rounded
 
@@ -159,12 +175,20 @@ class Watch:
 
     @torch.no_grad()
     def _losses(self, trial: _Trial) -> list[list[float]]:
-        """For each row of a trial the losses silent, own and other, and the squares of how far the control moves the
-        prediction and of the prediction."""
+        """For each row of a trial the losses silent, own and other, the squares of how far the control moves the
+        prediction and of the prediction, and the losses own and other of each type alone."""
         silent = self._silent(trial) if trial.silent is None else trial.silent
         own, other = (self._predict(self.models, trial, control) for control in (trial.batch.control, trial.other))
-        losses = [losses_of(self.models, trial.batch, trial.x_0, each) for each in (silent, own, other)]
-        rows: list[list[float]] = torch.stack([*losses, _square(own - silent), _square(silent)], dim=1).tolist()
+        alone = [
+            self._predict(self.models, trial, _alone(control, place))
+            for place, _ in enumerate(self.alone)
+            for control in (trial.batch.control, trial.other)
+        ]
+        seen, of_each = (
+            [losses_of(self.models, trial.batch, trial.x_0, each) for each in predicted]
+            for predicted in ((silent, own, other), alone)
+        )
+        rows: list[list[float]] = torch.stack([*seen, _square(own - silent), _square(silent), *of_each], dim=1).tolist()
         return rows
 
 
@@ -196,15 +220,26 @@ def looks_in(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def acquired_at(looks: list[dict[str, Any]]) -> int | None:
     """The step from which on the control is obeyed: the first of enough looks in a row at which both gains are clearly
-    above zero."""
+    above zero; of several types those of each alone too."""
     agreeing: list[int] = []
     for look in looks:
-        gains = (look["control_gain_share"], look["map_gain_share"])
-        clear = all(gain["low"] > ACQUIRED_SHARE for gain in gains)
+        clear = all(is_clear(gains) for gains in (look, *look.get(ALONE, {}).values()))
         agreeing = [*agreeing, look["step"]] if clear else []
         if len(agreeing) == ACQUIRED_LOOKS:
             return agreeing[0]
     return None
+
+
+def is_clear(gains: dict[str, Any]) -> bool:
+    """Whether control and map gain, of a look or of one type in it, are surely above zero."""
+    return all(gains[name]["low"] > ACQUIRED_SHARE for name in ("control_gain_share", "map_gain_share"))
+
+
+def _alone(control: torch.Tensor, place: int) -> torch.Tensor:
+    """The hints with the maps of one type, the others black."""
+    alone = torch.zeros_like(control)
+    alone[:, channels_of(place)] = control[:, channels_of(place)]
+    return alone
 
 
 def _edges(first: int, last: int | None, steps: int) -> list[int]:

@@ -31,9 +31,10 @@ class WatchConfig:
         if self.expect_by is not None and self.expect_by < 1:
             yield f"watch.expect_by={self.expect_by}: expected a step, or null"
 
-    def interval(self, rows_a_step: int) -> int:
+    def interval(self, rows_a_step: int, types: int = 1) -> int:
         """Steps between looks. Counted in rows, not measured, so that every machine looks at the same steps: a look is
-        two forward passes of each row in each range of timesteps."""
+        two forward passes of each row in each range of timesteps, and two more for each of several types alone."""
         if self.every is not None:
             return self.every
-        return math.ceil(2 * self.rows * BINS / (_STEP * rows_a_step * _SHARE))
+        passes = 2 + (2 * types if types > 1 else 0)
+        return math.ceil(passes * self.rows * BINS / (_STEP * rows_a_step * _SHARE))

@@ -121,6 +121,25 @@ def test_two_processes_agree_with_one(report, net, dataset, tmp_path):
     assert ours["cases"] == theirs["cases"]
 
 
+def test_pictures_painted_together_are_those_painted_alone(report, net, dataset, tmp_path):
+    """But for rounding; where one of a batch is missing, the batch is painted again and that one is written."""
+    evaluate(net, dataset, tmp_path, "--batch-size", "2")
+    cases = scores_of(tmp_path)["cases"]
+    for alone, together in zip(scores_of(report)["cases"], cases, strict=True):
+        for row in ("control", "no_control"):
+            pair = [read_picture(out / case["files"][row]) for out, case in ((report, alone), (tmp_path, together))]
+            assert np.abs(np.subtract(*pair, dtype=int)).max() <= 1
+    written = [tmp_path / cases[number]["files"]["control"] for number in range(3)]
+    stamps = [path.stat().st_mtime_ns for path in written]
+    before = written[1].read_bytes()
+    written[1].unlink()
+    evaluate(net, dataset, tmp_path, "--batch-size", "2")
+    assert written[1].read_bytes() == before
+    changed = [path.stat().st_mtime_ns != stamp for path, stamp in zip(written, stamps, strict=True)]
+    assert changed == [False, True, False]
+    assert scores_of(tmp_path)["cases"] == cases
+
+
 def test_held_out_rows_alone(net, dataset, tmp_path):
     rows = read_dataset(dataset, "canny")
     share = 0.5

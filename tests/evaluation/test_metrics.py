@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
+from annotators.depth import DepthAnnotator
 from controlkit.evaluation import metrics
 from controlkit.evaluation.metrics import Metric, depth_rmse, edge_f1, map_metrics, mean_iou, overlaps
+from controlkit.evaluation.obedience import Judge
 from controlkit.evaluation.scores import Score
 from tests.conftest import draw_photo
 
@@ -120,6 +122,45 @@ def test_classes_are_summed_over_pictures_before_they_are_divided():
     assert score.mean == pytest.approx(2 / 5)
     assert score.low < 2 / 5 < score.high
     assert score.n == 40
+
+
+def test_depth_as_published_divides_what_the_network_said():
+    """Not the map made of it, which begins at 0: 5 and 10 become 127.5 and 255."""
+    wanted = grey(np.array([[0.0, 255.0]]))
+    assert metrics.depth_rmse_8bit(np.float32([[5, 10]]), wanted) == pytest.approx(127.5 / np.sqrt(2))
+    judge = Judge(Nearness())
+    shown = judge.compare(judge.look([wanted]), wanted, None)
+    assert shown["depth_rmse_8bit"] == pytest.approx(127.5 / np.sqrt(2))
+    assert shown["depth_rmse"] == 0
+
+
+class Nearness(DepthAnnotator):
+    """A depth network that says 5 of black and 10 of white."""
+
+    type = "depth"
+
+    def load(self):
+        raise NotImplementedError
+
+    forward = load
+
+    def rasters(self, images):
+        return [(5 + image[:, :, :1] / 51).astype(np.float32) for image in images]
+
+
+def test_pictures_of_one_row_are_measured_together():
+    """F1 as of one large map, with nothing met across the seam; sums of classes; people of all pictures."""
+    f1, exact, *_ = map_metrics("canny")
+    wanted, found = lines(4, 28), [lines(4, 12, 20), lines(4, 28, 31)]
+    assert exact.of_row(found, wanted) == pytest.approx(2 * 3 / (6 + 4))
+    assert exact.of_row(found[:1], wanted) == edge_f1(found[0], wanted, tolerance=0)
+    edge = [lines(31), lines(0)]  # beside each other they would touch
+    assert f1.of_row(edge, lines(0)) == pytest.approx(0.5)
+    (miou,) = map_metrics("segmentation")
+    red, blue = np.uint8([[[255, 0, 0]] * 2]), np.uint8([[[0, 0, 255]] * 2])
+    assert mean_iou([miou.of_row([red, blue], red)]) == pytest.approx((2 / 4 + 0) / 2)
+    assert Metric("any", lambda found, wanted: found or None).of_row([2.0, 0, 4.0], None) == 3
+    assert Metric("any", lambda found, wanted: None).of_row([1], None) is None
 
 
 def test_each_type_has_its_measures():

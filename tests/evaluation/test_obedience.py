@@ -69,4 +69,4 @@ def test_poses_are_scored_as_points():
     assert judge.score(empty, right, right) == 0
     assert judge.score(right, right, None) is None
     assert judge.score(right, right, empty) is None
-    assert judge.measure(right, right, right)["pose_oks_ap"][0] == 1
+    assert judge.compare(judge.look([right]), right, judge.look([right]))["pose_oks_ap"][0] == 1

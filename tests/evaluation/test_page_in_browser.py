@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,6 +34,10 @@ def page():
     question = Question(controlnet="/data/models/" + "a_long_name_" * 12, data="/data/pictures")
     judge = {"type": "canny", "backend": "cv2", "parameters": {"low": 100, "high": 200}}
     answer = Answer(question, metrics[0], False, judge, {}, scores, Score(0.8, 0.7, 0.9, 12), cases)
+    stated = {
+        "fid": {"weights": "/data/weights/" + "a_long_name_" * 12, "sha256": "0123456789abcdef" * 4, "of": [1, 2]}
+    }
+    answer = replace(answer, stated=stated, warnings=("fid over 12 pictures, fewer than 10000",))
 
     def pictures(case):
         wanted, found = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)

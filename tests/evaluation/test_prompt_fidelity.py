@@ -6,6 +6,7 @@ import pytest
 
 from controlkit.cli.main import main
 from controlkit.data.pictures import read_picture
+from controlkit.evaluation.frechet import frechet_distance
 from controlkit.toybox.classifier import Contents
 from controlkit.toybox.lessons import load_network
 from controlkit.toybox.measure import fidelity, judge
@@ -47,6 +48,29 @@ def test_prompt_fidelity_is_that_of_base_eval(report):
     assert scores["chance"]["mean"] == by_hand(painted["control"], shift=1)
 
 
+def test_the_frechet_distance_on_the_classifiers_features(report):
+    """Between what was painted and the real pictures of the same rows."""
+    scores = json.loads((report / "report" / "scores.json").read_text())
+    cases = json.loads((report / "report" / "report.json").read_text())["cases"]
+    network = load_network("scenes", None)
+    real, made = (
+        judge(network, [read_picture(path) for path in paths]).moments
+        for paths in (
+            [report / "rooms" / f"{number:06d}.png" for number in range(COUNT)],
+            [report / "report" / case["files"]["control"] for case in cases],
+        )
+    )
+    rows = scores["frechet_scenes"]
+    assert set(rows) == {"control", "no_control", "vae"}
+    assert rows["control"]["mean"] == pytest.approx(frechet_distance(made, real), rel=1e-3)
+    assert rows["control"]["n"] == COUNT
+    assert rows["vae"]["mean"] < rows["control"]["mean"]
+    assert not (report / "report" / ".features").exists()
+    page = (report / "report" / "index.html").read_text()
+    assert f"frechet_scenes over {COUNT} pictures, fewer than 500" in page
+    assert "stated" not in scores
+
+
 def test_what_says_nothing_is_not_scored_for_it(report, tmp_path):
     rooms = report / "rooms"
     rows = [json.loads(line) for line in (rooms / "metadata.jsonl").read_text().splitlines()]
@@ -60,4 +84,5 @@ def test_what_says_nothing_is_not_scored_for_it(report, tmp_path):
     (plain / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = ["--controlnet", str(report / "net"), "--data", str(plain), "--num", "2", "--steps", "1", "-q"]
     assert main(["evaluate", *asked, "--out", str(tmp_path / "report")]) == 0
-    assert "prompt_fidelity" not in json.loads((tmp_path / "report" / "scores.json").read_text())
+    scores = json.loads((tmp_path / "report" / "scores.json").read_text())
+    assert not {"prompt_fidelity", "frechet_scenes"} & set(scores)

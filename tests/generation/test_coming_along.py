@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -89,3 +90,17 @@ def test_a_base_says_its_usual_guidance(tmp_path):
 def test_the_base_that_comes_along_is_painted_with_its_own(tmp_path):
     generate(*SMALL, "--out", tmp_path / "o.png")
     assert read_settings(tmp_path / "o.png")["cfg"] == usual_cfg("toybox") != 7.5
+
+
+@pytest.mark.parametrize(("way", "painter"), [("model", "base"), ("controlnet", "inpaint_controlnet")])
+def test_what_paints_holes_comes_along(tmp_path, way, painter):
+    picture, mask = draw_photo(3, 64, 64), np.zeros((64, 64), np.uint8)
+    mask[16:48, 16:48] = 255
+    for name, pixels_of in (("picture", picture), ("mask", mask)):
+        Image.fromarray(pixels_of).save(tmp_path / f"{name}.png")
+    holes = ["--image", tmp_path / "picture.png", "--mask", tmp_path / "mask.png", "--feather", 0]
+    generate(*holes, "--inpaint", way, *SMALL, "--out", tmp_path / "o.png")
+    assert read_settings(tmp_path / "o.png")[painter]["name"] == {"model": "toybox-9ch"}.get(way, "toybox-inpaint")
+    changed = (pixels(tmp_path / "o.png") != picture).any(axis=2)
+    assert changed[mask > 0].mean() > 0.9
+    assert not changed[mask == 0].any()

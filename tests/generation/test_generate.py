@@ -68,7 +68,8 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
         "eta": 0.0, "cfg_interval": [0.0, 1.0], "cfg_rescale": 0.0, "clip_skip": 1, "resize": "crop",
         "control_half": False, "vae_tiling": False,
         "seed": 4, "together": [4], "width": 64, "height": 48, "annotate": False, "image": None, "mask": None,
-        "inpaint_controlnet": None, "hires": None, "compile": None, "device": "cpu", "dtype": "float32",
+        "inpaint_controlnet": None, "hires": None, "upscale": None, "compile": None, "device": "cpu",
+        "dtype": "float32",
         "base": {
             "name": "random-sd15", "sha256": weights_sha256(find_base("random-sd15").folder),
             "prediction": "epsilon", "tokenizer": None,
@@ -76,7 +77,7 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
         "vae": None, "loras": [], "hypernetworks": [], "embeddings": [],
         "controls": [{
             "file": str(edge), "type": "canny", "weight": 0.9, "start": 0.1, "end": 0.8, "mode": "balanced",
-            "mask": None, "layers": None,
+            "mask": None, "layers": None, "keypoints": None,
             "sha256": hashlib.sha256(edge.read_bytes()).hexdigest(),
             "controlnet": {"name": str(net), "sha256": weights_sha256(net)},
         }],
@@ -90,7 +91,7 @@ def test_a_request_has_no_setting_that_the_png_lacks():
     fields = set(Request.__dataclass_fields__) - {"num", "batch_size"}  # these are "together"
     written = {"prompt", "negative", "plain_prompt", "base", "controls", "sampler", "steps", "cfg", "seed", "annotate"}
     written |= {"vae", "loras", "hypernetworks", "embeddings", "control_half"}
-    written |= {"image", "mask", "hires", "eta", "cfg_interval", "cfg_rescale", "clip_skip", "resize"}
+    written |= {"image", "mask", "hires", "upscale", "eta", "cfg_interval", "cfg_rescale", "clip_skip", "resize"}
     # Beside their controls; as width and height; beside the base; beside the image.
     assert fields - written == {"controlnets", "size", "prediction", "tokenizer", "strength"}
 

@@ -77,9 +77,9 @@ def test_no_default_stood_in_for_a_setting(materials, tmp_path):
     request = open_replay(tmp_path / "o.png").request
     plain = Request(prompt="x")
     same = {name for name in Request.__dataclass_fields__ if getattr(request, name) == getattr(plain, name)}
-    # A base in a folder has its own; one picture; maps were given; their modes decide on guidance's halves; masks and
-    # second passes are replayed in their own tests.
-    assert same == {"tokenizer", "num", "batch_size", "annotate", "control_half", "mask", "hires"}
+    # A base in a folder has its own; one picture; maps were given; their modes decide on guidance's halves; masks,
+    # second passes and upscaled pictures are replayed in their own tests.
+    assert same == {"tokenizer", "num", "batch_size", "annotate", "control_half", "mask", "hires", "upscale"}
 
 
 def test_pictures_of_a_run_of_several_and_of_photographs_are_replayed(materials, tmp_path, capsys):
@@ -192,7 +192,7 @@ def test_every_sampler_has_a_name_there():
     plain = {"prompt": "p", "negative": "", "plain_prompt": False,
              "loras": [{"file": "a/b.safetensors", "weight": 0.5}], "hypernetworks": [], "steps": 1,
              "cfg": 1.0, "seed": 1, "width": 8, "height": 8, "vae": None, "image": None, "mask": None, "hires": None,
-             "eta": 0.0, "clip_skip": 1, "controls": [],
+             "upscale": None, "eta": 0.0, "clip_skip": 1, "controls": [],
              "base": {"name": "a/m.safetensors", "sha256": "0123456789abcdef"},
              "versions": {"controlkit": "0"}}  # fmt: skip
     texts = [infotext({**plain, "sampler": name}) for name in SAMPLERS]

@@ -31,7 +31,7 @@ def one():
 
 def residuals(net, weights=None, region=None):
     sample, text = torch.randn(2, 4, 8, 8, generator=one()), torch.randn(2, 7, 32, generator=one())
-    with torch.no_grad(), weighed_residuals([net], [weights], [region]):
+    with torch.no_grad(), weighed_residuals([net], [weights], [region], factor=8):
         down, middle = net(sample, 5, text, torch.rand(2, 3, 64, 64, generator=one()), return_dict=False)
     return [*down, middle]
 

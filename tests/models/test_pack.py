@@ -5,12 +5,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
+from diffusers import ControlNetModel, StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from safetensors import safe_open
 
 from controlkit.cli.main import main
 from controlkit.models.bases import find_base
 from controlkit.training.base_further import widen
+from tests.painting import strong_net
 
 
 def test_a_packed_base_is_half_as_large_and_loads_as_it_is(tmp_path):
@@ -87,3 +88,22 @@ def test_a_base_made_of_another_one_is_its_unet_alone(tmp_path, capsys):
     assert main(["pack", str(tmp_path / "wide"), str(tmp_path / "other"), "--beside", "random-sdxl"]) == 2
     assert "its vae is another one" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_controlnet_packed_with_a_weight_does_at_1_what_it_did_at_that(tmp_path, capsys):
+    strong_net("random-sd15", tmp_path / "net")
+    assert main(["pack", str(tmp_path / "net"), str(tmp_path / "packed"), "--weight", "1.5"]) == 0
+    before, packed = (ControlNetModel.from_pretrained(tmp_path / name).eval() for name in ("net", "packed"))
+    asked = {
+        "sample": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        "timestep": 500,
+        "encoder_hidden_states": torch.zeros(1, 77, before.config.cross_attention_dim),
+        "controlnet_cond": torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)),
+    }
+    with torch.no_grad():
+        wanted, got = before(**asked, conditioning_scale=1.5), packed(**asked)
+    assert wanted.mid_block_res_sample.abs().max() > 0.01
+    for one, other in zip(wanted.down_block_res_samples, got.down_block_res_samples, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.01, atol=0.01 * float(one.abs().max()))  # rounding of halves
+    assert main(["pack", str(find_base("random-sd15").folder), str(tmp_path / "out"), "--weight", "2"]) == 2
+    assert "is no ControlNet" in capsys.readouterr().err

@@ -91,7 +91,8 @@ def test_picture_and_map_share_the_geometry_of_their_bucket(tmp_path):
     Image.fromarray(image).save(tmp_path / "a.png")
     main(["annotate", "--type", "canny", str(tmp_path), "-q"])
     data = rows_of(tmp_path)
-    pixels, control, sizes = data.picture_and_map(data.rows[0])
+    pixels, maps, sizes = data.picture_and_maps(data.rows[0])
+    control = maps["canny"]
     assert pixels.shape == control.shape == (48, 80, 3)
     assert sizes == (100, 180, 0, 3, 48, 80)
     assert set(np.unique(control)) == {0, 255}

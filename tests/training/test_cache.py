@@ -312,7 +312,7 @@ def test_what_is_stale_is_made_anew_and_nothing_else(change, expected, own_datas
         options = change(own_dataset, models) or {}
         condition = options.pop("condition", "canny")
         data = rows_of(own_dataset, **options)
-        data.values = data.values if condition == "canny" else None
+        data.values = data.values if condition == "canny" else {"canny": None}
         made = cache_rows(data, list(SOME), models, Processes(), dataset=str(own_dataset))
         plain = rows_of(own_dataset, **options)
         losses = [control_loss(models, batch_of(each, 4, 5)).item() for each in (data, plain)]

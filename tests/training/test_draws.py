@@ -133,7 +133,8 @@ def test_picture_and_map_share_one_geometry(tmp_path):
     Image.fromarray(image).save(tmp_path / "a.png")
     main(["annotate", "--type", "canny", str(tmp_path), "-q"])
     data = rows_of(tmp_path, resolution=50)
-    pixels, control, sizes = data.picture_and_map(data.rows[0])
+    pixels, maps, sizes = data.picture_and_maps(data.rows[0])
+    control = maps["canny"]
     assert pixels.shape == control.shape == (50, 50, 3)
     assert set(np.unique(control)) == {0, 255}
     rows, columns = np.nonzero(control[:, :, 0])

@@ -20,7 +20,7 @@ def rows_of(dataset, *settings, fresh=True, **options):
     rows = read_dataset(dataset) if fresh else read_dataset(dataset, "canny")
     return ControlRows(
         rows, condition="canny", resolution=64, latent_shape=(4, 8, 8), timesteps=1000, prompt_dropout=0.5, seed=0,
-        fresh=FreshMaps.of("canny", settings) if fresh else None, **options,
+        fresh={"canny": FreshMaps.of("canny", settings)} if fresh else None, **options,
     )  # fmt: skip
 
 
@@ -86,8 +86,8 @@ def test_an_annotator_that_draws_by_itself_draws_anew_each_epoch(dataset):
 def test_a_mirrored_picture_gets_the_map_of_what_is_seen(dataset):
     data = rows_of(dataset)
     row = data.rows[0]
-    picture, control, _ = data.picture_and_map(row, mirrored=True)
-    assert np.array_equal(control, ANNOTATORS.create("canny")(picture))
+    picture, maps, _ = data.picture_and_maps(row, mirrored=True)
+    assert np.array_equal(maps["canny"], ANNOTATORS.create("canny")(picture))
 
 
 def test_workers_and_processes_make_the_same_maps(dataset):

@@ -15,6 +15,7 @@ from controlkit.models.bases import find_base
 from controlkit.models.inpaint_hint import inpaint_hint
 from controlkit.training.base_further import widen
 from controlkit.training.batches import ControlRows
+from controlkit.training.dropout import ControlDropout
 from tests.conftest import draw_photo
 from tests.training.test_train import steps_of
 
@@ -23,7 +24,7 @@ def rows_of(folder, **options):
     rows = read_dataset(folder, "inpaint", without_maps=True)
     return ControlRows(
         rows, condition="inpaint", resolution=48, latent_shape=(4, 6, 6), timesteps=1000, prompt_dropout=0.5, seed=0,
-        fresh=FreshMaps.of("inpaint", DRAWN_MASKS), **options,
+        fresh={"inpaint": FreshMaps.of("inpaint", DRAWN_MASKS)}, **options,
     )  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def test_masks_on_the_disk_are_read_under_the_geometry_of_their_pictures(folder,
 
 
 def test_an_emptied_hint_shows_nothing(folder):
-    assert (rows_of(folder, control_dropout=1.0)[0, 0]["control"] == -1).all()
+    assert (rows_of(folder, control_dropout=ControlDropout(1.0))[0, 0]["control"] == -1).all()
 
 
 def test_the_hint_is_what_diffusers_documents():

@@ -19,6 +19,7 @@ from controlkit.models.controlnets import make_controlnet
 from controlkit.training import objective as objective_module
 from controlkit.training.batches import ControlRows, collate
 from controlkit.training.config import TrainConfig, check_against_base
+from controlkit.training.dropout import ControlDropout
 from controlkit.training.noise import draw_noise, draw_timestep
 from controlkit.training.objective import Models, row_losses
 from controlkit.training.objective_config import ObjectiveConfig
@@ -154,19 +155,19 @@ def test_timesteps_are_drawn_by_their_law_in_the_range_asked_for(kind):
 
 
 def test_about_the_asked_share_of_maps_is_empty_anew_each_epoch_and_apart_from_the_prompts(dataset):
-    data = rows_of(dataset, control_dropout=0.3)
+    data = rows_of(dataset, control_dropout=ControlDropout(0.3))
     samples = [[data[epoch, number] for number in range(len(data))] for epoch in range(10)]
     emptied = np.array([[not sample["control"].any() for sample in row] for row in samples])
     prompts = np.array([[sample["emptied"].item() for sample in row] for row in samples])
     assert abs(emptied.mean() - 0.3) < 4 * (0.21 / emptied.size) ** 0.5
     assert len({tuple(row) for row in emptied}) == 10
     assert abs(np.corrcoef(emptied.ravel(), prompts.ravel())[0, 1]) < 4 / emptied.size**0.5
-    assert data[3, 2]["control"].equal(rows_of(dataset, control_dropout=0.3)[3, 2]["control"])
+    assert data[3, 2]["control"].equal(rows_of(dataset, control_dropout=ControlDropout(0.3))[3, 2]["control"])
     assert all(rows_of(dataset)[0, number]["control"].any() for number in range(len(data)))
 
 
 def test_dropout_of_maps_leaves_all_other_draws_alone(dataset):
-    plain, dropped = rows_of(dataset)[1, 2], rows_of(dataset, control_dropout=1.0)[1, 2]
+    plain, dropped = rows_of(dataset)[1, 2], rows_of(dataset, control_dropout=ControlDropout(1.0))[1, 2]
     assert all(
         torch.equal(value, dropped[key]) if isinstance(value, torch.Tensor) else value == dropped[key]
         for key, value in plain.items() if key != "control"

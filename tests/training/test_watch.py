@@ -23,6 +23,7 @@ from controlkit.training.batches import ControlRows
 from controlkit.training.card import model_card
 from controlkit.training.config import TrainConfig
 from controlkit.training.diagnosis import diagnose
+from controlkit.training.dropout import ControlDropout
 from controlkit.training.launch import make_accelerator
 from controlkit.training.map_facts import MapFacts, belonging, map_problems
 from controlkit.training.objective import Models
@@ -280,7 +281,7 @@ def test_the_map_gain_is_exactly_what_the_map_brings(dataset):
     def seen(rows, **objective):
         models = Models.of(base, pipeline, net, device, ObjectiveConfig(**objective))
         data = ControlRows(rows, condition="canny", resolution=64, latent_shape=(4, 8, 8), timesteps=1000,
-                           prompt_dropout=0.5, control_dropout=1.0, seed=0)  # fmt: skip
+                           prompt_dropout=0.5, control_dropout=ControlDropout(1.0), seed=0)  # fmt: skip
         return Watch(
             models, {"controlnet": net}, data, rows, batch_size=3, processes=Processes(), accelerator=alone
         ).look(1)
@@ -291,7 +292,7 @@ def test_the_map_gain_is_exactly_what_the_map_brings(dataset):
     assert unread["control_gain"] != 0
     torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=10.0)
     read = seen([one, other])
-    swapped = seen([replace(one, control=other.control), replace(other, control=one.control)])
+    swapped = seen([replace(one, controls=other.controls), replace(other, controls=one.controls)])
     gained, lost = read["map_gain_share"], swapped["map_gain_share"]
     assert gained["high"] - gained["low"] > 1e-4
     assert [lost["low"], lost["high"]] == pytest.approx([-gained["high"], -gained["low"]], rel=1e-3)
@@ -315,7 +316,7 @@ def canny_maps(count=16):
 
 
 def test_good_maps_have_no_problem():
-    assert map_problems("canny", facts(canny_maps())) == []
+    assert map_problems(facts(canny_maps())) == []
 
 
 @pytest.mark.parametrize(
@@ -329,18 +330,18 @@ def test_good_maps_have_no_problem():
     ],
 )
 def test_spoiled_maps_are_named(spoil, words):
-    problems = map_problems("canny", facts([spoil(each) for each in canny_maps()]))
+    problems = map_problems(facts([spoil(each) for each in canny_maps()]))
     assert re.search(words, problems[0])
 
 
 def test_one_map_for_all_is_named():
-    assert "all 16 canny maps are the same" in map_problems("canny", facts(canny_maps()[:1] * 16))[0]
+    assert "all 16 canny maps are the same" in map_problems(facts(canny_maps()[:1] * 16))[0]
 
 
 def test_shuffled_maps_are_told_from_their_own():
     maps = canny_maps(16)
     assert belonging(facts(maps)).low > 0.1
-    (problem,) = map_problems("canny", facts(maps[1:] + maps[:1]))
+    (problem,) = map_problems(facts(maps[1:] + maps[:1]))
     assert "do not belong to their pictures" in problem
     assert belonging(facts(maps[:4])) is None  # too few to tell
 

@@ -43,8 +43,9 @@ class FileControlNet(ControlNet):
         return self._read(lambda: controlnet_config(self.part.shapes(self.file), ldm=self.ldm))
 
     @cached_property
-    def condition(self) -> str | None:
-        return self.file.metadata.get(CONDITION) or self.file.metadata.get("modelspec.preprocessor")
+    def conditions(self) -> tuple[str, ...]:
+        said = self.file.metadata.get(CONDITION) or self.file.metadata.get("modelspec.preprocessor")
+        return (said,) if said else ()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         theirs = self.part.tensors(self.file)

@@ -199,6 +199,11 @@ def _base_file(base: Base) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _controlnet_file(net: ControlNet) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    if net.is_union:
+        raise RequestError(
+            f"ControlNet {net.name!r} reads {' and '.join(net.conditions)} at once, and webuis hand a ControlNet one "
+            f"map; it stays in diffusers' layout"
+        )
     metadata = {
         **_net_metadata(net.config, "controlnet", net.folder.name, net.condition),
         CONFIGS: json.dumps({"controlnet": net.config}),
