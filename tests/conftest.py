@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import gc
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 import cv2
@@ -16,12 +20,52 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+def pytest_collection_finish():
+    """What was imported and collected lives to the end: no collection of garbage need look through it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """One cache for the session, inherited by every process that a test starts."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["CONTROLKIT_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def networks_loaded_once():
+    """Of the random bases, by us and by diffusers' own pipelines: who loads one gets a copy of what was loaded first.
+
+    Building their layers anew took more than half of most tests that paint.
+    """
+    if "diffusers" not in sys.modules:  # no test file that was collected needs it
+        yield
+        return
+    from diffusers import ModelMixin
+    from transformers import PreTrainedModel
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for family in (ModelMixin, PreTrainedModel):
+            monkeypatch.setattr(family, "from_pretrained", classmethod(_copied(family.from_pretrained.__func__)))
+        yield
+
+
+def _copied(load):
+    loaded = {}
+
+    @functools.wraps(load)
+    def from_pretrained(cls, folder, **options):
+        place = Path(folder).resolve()
+        if "random-bases" not in place.parts:
+            return load(cls, folder, **options)
+        key = cls, place, repr(sorted(options.items()))
+        if key not in loaded:
+            loaded[key] = load(cls, folder, **options)
+        return copy.deepcopy(loaded[key])
+
+    return from_pretrained
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
 """What the tests of generation share: ControlNets whose control counts, and diffusers called by hand."""
 
+import functools
+
 import diffusers
 import numpy as np
 import torch
@@ -51,18 +53,24 @@ def picture_of(path):
 
 
 def own_pipeline(base_name, net_folders=(), *, picture=False, scheduler=None, options=None):
-    """diffusers' pipeline, loaded as its documentation says."""
+    """diffusers' pipeline, loaded as its documentation says; a call changes nothing of it but its scheduler."""
+    pipeline, scheduler_config = _loaded(base_name, tuple(net_folders), picture)
+    options = {"use_karras_sigmas": True} if options is None else options
+    kind = scheduler or diffusers.DPMSolverMultistepScheduler
+    pipeline.scheduler = kind.from_config(scheduler_config, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@functools.lru_cache(maxsize=16)
+def _loaded(base_name, net_folders, picture):
     base = find_base(base_name)
     extra = {} if base.is_xl else {"safety_checker": None}
     if net_folders:
         nets = [diffusers.ControlNetModel.from_pretrained(folder) for folder in net_folders]
         extra["controlnet"] = nets[0] if len(nets) == 1 else nets
     pipeline = OWN[picture, bool(net_folders)][base.is_xl].from_pretrained(base.folder, **extra)
-    options = {"use_karras_sigmas": True} if options is None else options
-    kind = scheduler or diffusers.DPMSolverMultistepScheduler
-    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **options)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline, pipeline.scheduler.config
 
 
 def reference(base_name, net_folders=(), maps=(), *, picture=None, scheduler=None, options=None, **arguments):

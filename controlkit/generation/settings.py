@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -51,7 +52,12 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def library_versions() -> dict[str, str]:
     """What decides the pixels beside the settings."""
-    return {"controlkit": __version__, **{name: version(name) for name in ("torch", "diffusers", "transformers")}}
+    return {"controlkit": __version__, **_installed()}
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "diffusers", "transformers")}
 
 
 def weights_sha256(folder: Path) -> str:

@@ -139,7 +139,7 @@ def _draw_one(out: Path, world: str, seed: int, size: int, types: tuple[str, ...
     missing = {path for path in wanted if not (out / path).exists()}
     if missing:
         drawn = scene.draw(size)
-        picture = _encode_picture(drawn.image)
+        picture = encode_scene(drawn.image)
         if name in missing:
             atomic_write_bytes(out / name, picture)
         for type, path in maps.items():
@@ -151,7 +151,7 @@ def _draw_one(out: Path, world: str, seed: int, size: int, types: tuple[str, ...
     return {"file_name": name, "text": scene.caption, **columns, "scene": json.dumps(scene.facts)}
 
 
-def _encode_picture(image: NDArray[np.uint8]) -> bytes:
+def encode_scene(image: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()

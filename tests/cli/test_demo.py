@@ -15,7 +15,7 @@ from controlkit.data.pictures import read_picture
 from controlkit.data.rows import held_out
 from controlkit.generation.settings import read_settings
 from controlkit.toybox import demo
-from controlkit.toybox.make import _encode_picture as encode_drawn
+from controlkit.toybox.make import encode_scene
 from controlkit.toybox.worlds import draw
 from tests.painting import strong_net
 
@@ -113,7 +113,7 @@ def test_the_example_was_not_trained_on():
     """Its content, which decides what is held out, is that of the picture's file."""
     example = demo.TRAINED
     drawn = draw(demo.WORLD, example.seed, example.index, 64)
-    assert held_out(hashlib.sha256(encode_drawn(drawn.image)).hexdigest(), demo.HELD_OUT)
+    assert held_out(hashlib.sha256(encode_scene(drawn.image)).hexdigest(), demo.HELD_OUT)
     for each in (demo.TRAINED, demo.SHIPPED):
         assert each.other_prompt != each.prompt
 

@@ -20,7 +20,7 @@ from tests.training.test_train import metrics, train, weights
 RANK = 2
 SETTINGS = [
     *(f"control_lora={RANK}", "steps=3", "ema=0.5", "gradient_checkpointing=true", "checkpoint_every=1"),
-    *("watch.every=2", "samples.every=3", "samples.steps=1", "samples.count=1"),
+    *("watch.every=2", "watch.rows=2", "samples.every=3", "samples.steps=1", "samples.count=1"),
 ]
 
 

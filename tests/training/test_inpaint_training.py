@@ -129,7 +129,7 @@ def test_the_hint_is_what_diffusers_documents():
 
 def test_a_run_draws_its_masks_caches_its_pictures_and_resumes_exactly(folder, tmp_path, capsys):
     settings = [f"data.path={folder}", "data.condition=inpaint", "base=random-sd15", "batch_size=2"]
-    settings += ["checkpoint_every=2", "lr=1e-3", "samples.steps=1", "samples.count=2", "watch.every=0"]
+    settings += ["checkpoint_every=2", "lr=1e-3", "samples.steps=1", "samples.count=2", "watch.rows=2", "watch.every=0"]
 
     def losses(name, *more, samples=0):
         arguments = [*settings, f"samples.every={samples}", f"output={tmp_path / name}"]

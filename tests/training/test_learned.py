@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import make_controlnet
 from controlkit.training.loop import follow
-from tests.launcher import launch_two
+from tests.forked import run_two
 from tests.training.test_train import SETTINGS, metrics, steps_of, train, weights
 
 DECODER = ("up_blocks.", "conv_norm_out.", "conv_out.")
@@ -72,15 +72,14 @@ def test_control_through_the_middle_alone_leaves_the_skips_at_zero(dataset, tmp_
 # The decoder
 
 
-def test_the_decoder_learns_where_it_is_unlocked_and_the_encoder_never(dataset, tmp_path):
+def test_the_decoder_learns_where_it_is_unlocked_and_the_encoder_never(dataset, whole, tmp_path):
     train(dataset, tmp_path / "run", "decoder=true", "steps=1")
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "run" / "unet").state_dict()
     changed = moved(unet, the_base().state_dict())
     # Biases may stay: before a normalisation they have no gradient.
     assert not {key for key in changed if not key.startswith(DECODER)}
     assert changed >= {key for key in unet if key.startswith(DECODER) and key.endswith("weight")}
-    train(dataset, tmp_path / "locked", "steps=1")
-    assert not (tmp_path / "locked" / "unet").exists()
+    assert not (whole / "unet").exists()
 
 
 def test_the_decoder_is_sampled_from_and_used_as_the_card_says(dataset, tmp_path):
@@ -129,9 +128,8 @@ def test_a_resumed_run_with_all_of_it_equals_an_unbroken_one(dataset, tmp_path, 
 
 
 @pytest.mark.parametrize("change", ["decoder=true", "ema=0.9", "only_mid_control=true", "objective.loss=l1"])
-def test_a_run_is_not_resumed_with_something_else_to_learn(dataset, tmp_path, capsys, change):
-    train(dataset, tmp_path / "run", "steps=1")
-    train(dataset, tmp_path / "run", "--resume", change, code=2)
+def test_a_run_is_not_resumed_with_something_else_to_learn(dataset, whole, capsys, change):
+    train(dataset, whole, "--resume", change, code=2)
     assert f"was begun with {change.partition('=')[0]}=" in capsys.readouterr().err
 
 
@@ -140,7 +138,7 @@ def test_two_processes_train_all_of_it_as_one_does(dataset, tmp_path):
     settings = ["decoder=true", "ema=0.9", "only_mid_control=true", "control_dropout=0.5", "objective.noise_offset=0.1"]
     train(dataset, tmp_path / "one", *settings, "batch_size=4")
     two = [f"data.path={dataset}", f"output={tmp_path / 'two'}", *SETTINGS, *settings, "batch_size=2"]
-    done = launch_two("train_controlnet.py", *two)
+    done = run_two("train", *two)
     assert done.returncode == 0, done.stderr
     assert "4 a step" in done.stderr  # two processes with two rows each
     one, both = ([row["loss"] for row in steps_of(tmp_path / name)] for name in ("one", "two"))

@@ -29,19 +29,12 @@ from controlkit.training.config import TrainConfig
 from controlkit.training.guard import Guard
 from controlkit.training.launch import make_accelerator
 from controlkit.training.run import RunError
-from tests.launcher import ROOT, launch_two, run
+from tests.forked import run_two
+from tests.launcher import ROOT, run
 from tests.training.test_base import TINY
 from tests.training.test_train import SETTINGS, metrics, same, steps_of, train, weights
 
 QUICK = SETTINGS
-
-
-@pytest.fixture(scope="module")
-def whole(dataset, tmp_path_factory):
-    """The unbroken run of four steps."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    train(dataset, run, "watch.every=0")
-    return run
 
 
 def signalled(number, at, times=1):
@@ -134,7 +127,7 @@ def test_the_end_of_its_time_hands_over_and_can_be_gone_on_from(dataset, whole, 
 def test_two_processes_stop_behind_the_same_step(dataset, tmp_path):
     """They ask each other where they log."""
     arguments = [f"data.path={dataset}", f"output={tmp_path / 'run'}", *QUICK, "log_every=2", "max_minutes=0"]
-    done = launch_two("train_controlnet.py", *arguments)
+    done = run_two("train", *arguments)
     assert done.returncode == 0, done.stderr
     assert "4 a step" in done.stderr  # there were two
     assert "stopped at step 2 of 4 after 0 minutes" in done.stderr

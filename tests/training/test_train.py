@@ -17,7 +17,8 @@ from controlkit.models.random_base import build_random_base
 from controlkit.training.checkpoints import newest_checkpoint
 from controlkit.training.config import TrainConfig
 from controlkit.training.run import RunError
-from tests.launcher import ROOT, launch_two, run
+from tests.forked import run_two
+from tests.launcher import launch_two
 
 SETTINGS = [
     "base=random-sd15",
@@ -113,33 +114,30 @@ def test_warmup_raises_the_learning_rate(dataset, tmp_path):
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
 
 
-def test_the_same_settings_give_the_same_run(dataset, tmp_path):
-    for name in ("one", "other"):
-        train(dataset, tmp_path / name)
-    assert metrics(tmp_path / "one") == metrics(tmp_path / "other")
-    assert same(weights(tmp_path / "one"), weights(tmp_path / "other"))
-    train(dataset, tmp_path / "third", "seed=1")
-    assert metrics(tmp_path / "third") != metrics(tmp_path / "one")
+def test_the_same_settings_give_the_same_run(dataset, whole, tmp_path):
+    train(dataset, tmp_path / "again")
+    assert metrics(tmp_path / "again") == metrics(whole)
+    assert same(weights(tmp_path / "again"), weights(whole))
+    train(dataset, tmp_path / "other", "seed=1")
+    assert metrics(tmp_path / "other") != metrics(whole)
 
 
-def test_samples_change_nothing_of_the_training(dataset, tmp_path):
+def test_samples_change_nothing_of_the_training(dataset, whole, tmp_path):
     train(dataset, tmp_path / "with", "samples.every=1", "samples.steps=1", "samples.count=1", "steps=2")
-    train(dataset, tmp_path / "without", "steps=2")
-    assert steps_of(tmp_path / "with") == steps_of(tmp_path / "without")
+    assert steps_of(tmp_path / "with") == steps_of(whole)[:2]
 
 
-def test_a_resumed_run_equals_an_unbroken_one(dataset, tmp_path):
+def test_a_resumed_run_equals_an_unbroken_one(dataset, whole, tmp_path):
     """Stopped behind step 3: step 3 is lost, and made again from the checkpoint of step 2."""
-    train(dataset, tmp_path / "whole")
     train(dataset, tmp_path / "broken", "steps=3")
     shutil.rmtree(tmp_path / "broken" / "checkpoints" / "step-000003")
     train(dataset, tmp_path / "broken", "--resume")
-    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
-    assert same(weights(tmp_path / "broken"), weights(tmp_path / "whole"))
+    assert metrics(tmp_path / "broken") == metrics(whole)
+    assert same(weights(tmp_path / "broken"), weights(whole))
 
 
-def test_a_damaged_checkpoint_is_passed_over(dataset, tmp_path, capsys):
-    train(dataset, tmp_path / "run")
+def test_a_damaged_checkpoint_is_passed_over(dataset, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
     damaged = tmp_path / "run" / "checkpoints" / "step-000004" / "optimizer.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-000002"
@@ -180,12 +178,21 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(dataset
 # As people start it
 
 
-def test_two_processes_train_as_one_does(dataset, tmp_path):
+def launched(*settings):
+    return launch_two("train_controlnet.py", *settings)
+
+
+def forked(*settings):
+    return run_two("train", *settings)
+
+
+@pytest.mark.parametrize("start", [forked, pytest.param(launched, marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_does(dataset, tmp_path, start):
     """Each sees half of every batch, and averaged gradients make of it the same run."""
-    train(dataset, tmp_path / "one", "batch_size=4", "watch.every=4")
+    train(dataset, tmp_path / "one", "batch_size=4", "watch.every=4", "watch.rows=3")
     two = [f"data.path={dataset}", f"output={tmp_path / 'two'}", *SETTINGS, "samples.every=4", "samples.steps=1"]
-    two += ["watch.every=4"]
-    done = launch_two("train_controlnet.py", *two, "batch_size=2")
+    two += ["watch.every=4", "watch.rows=3"]
+    done = start(*two, "batch_size=2")
     assert done.returncode == 0, done.stderr
     assert "4 a step" in done.stderr  # two processes with two rows each
     assert done.stdout.count("is ready") == 1
@@ -204,13 +211,13 @@ def test_two_processes_train_as_one_does(dataset, tmp_path):
     assert (tmp_path / "two" / "samples" / "step-000004.png").exists()
 
 
-def test_accelerate_launch_needs_neither_base_nor_config(tmp_path):
+def test_a_run_needs_neither_base_nor_config(tmp_path, monkeypatch):
     """With the base and by the config that come with the package, on fewer scenes and cut short; the whole of it is in
     test_control_is_acquired.py."""
-    short = ["data.path=rooms:64", "steps=4", "checkpoint_every=4", "samples.every=4", "samples.steps=2"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", str(ROOT / "train_controlnet.py")]
-    done = run(*launch, *short, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    short = ["data.path=rooms:64", "steps=2", "batch_size=4", "checkpoint_every=2", "watch.rows=2"]
+    short += ["samples.every=2", "samples.steps=2", "samples.count=1"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *short, "-q"]) == 0
     folder = tmp_path / "runs" / "toybox-canny"
     ControlNetModel.from_pretrained(folder / "controlnet")
     config = build(TrainConfig, folder / "config.yaml")

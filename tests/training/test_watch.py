@@ -35,6 +35,9 @@ from controlkit.training.watch_config import BINS, WatchConfig
 from tests.conftest import draw_photo
 from tests.training.test_train import SETTINGS, metrics, train
 
+HELD_OUT = ["data.held_out=0.4", "watch.rows=3"]
+LOOKING = ["watch.every=2", *HELD_OUT, "samples.every=4", "samples.steps=2", "samples.count=2"]
+
 
 def rows_of(run):
     return [json.loads(line) for line in metrics(run).splitlines()]
@@ -85,7 +88,7 @@ def test_a_gain_that_is_not_sure_is_no_control():
 def watched(dataset, tmp_path_factory):
     """A run that looks at every second step."""
     run = tmp_path_factory.mktemp("watched") / "run"
-    train(dataset, run, "watch.every=2", "data.held_out=0.4", "samples.every=4", "samples.steps=2", "samples.count=2")
+    train(dataset, run, *LOOKING)
     return run
 
 
@@ -101,7 +104,7 @@ def test_a_look_holds_what_was_promised(watched):
             assert mean == pytest.approx(row[name], rel=1e-4)
         assert all(value > 0 for value in row["zero_convolutions"].values())
         assert row["influence"] > 0
-        assert row["control_gain_share"]["n"] == 8
+        assert row["control_gain_share"]["n"] == 3
     assert looks[0]["held_out_loss_silent"] == looks[1]["held_out_loss_silent"]  # the same noise at the same timesteps
     assert looks[0]["held_out_loss"] != looks[1]["held_out_loss"]
     assert any("look_seconds" in row for row in map(json.loads, (watched / "timing.jsonl").read_text().splitlines()))
@@ -128,7 +131,7 @@ def test_a_run_without_control_says_so(watched):
 
 
 def test_looks_change_nothing_of_the_training(dataset, watched, tmp_path):
-    train(dataset, tmp_path / "run", "watch.every=0", "data.held_out=0.4", "samples.every=0")
+    train(dataset, tmp_path / "run", "watch.every=0", *HELD_OUT, "samples.every=0")
     ours, theirs = ([row for row in rows_of(run) if "loss" in row] for run in (watched, tmp_path / "run"))
     assert ours == theirs
     assert looks_of(tmp_path / "run") == []
@@ -136,29 +139,28 @@ def test_looks_change_nothing_of_the_training(dataset, watched, tmp_path):
 
 def test_looks_are_the_same_whatever_the_batch(dataset, watched, tmp_path):
     """Rows, noise and timesteps of a look are its own: only rounding hangs on how many are computed together."""
-    train(dataset, tmp_path / "run", "watch.every=1", "data.held_out=0.4", "batch_size=5", "steps=1")
+    train(dataset, tmp_path / "run", "watch.every=1", *HELD_OUT, "batch_size=5", "steps=1")
     silent = looks_of(tmp_path / "run")[0]["held_out_loss_silent"]
     assert silent == pytest.approx(looks_of(watched)[0]["held_out_loss_silent"], rel=1e-5)
 
 
 def test_a_resumed_run_writes_the_same_lines(dataset, watched, tmp_path):
-    settings = ["watch.every=2", "data.held_out=0.4", "samples.every=4", "samples.steps=2", "samples.count=2"]
-    train(dataset, tmp_path / "run", *settings, "max_minutes=0")  # stops behind its first step
+    train(dataset, tmp_path / "run", *LOOKING, "max_minutes=0")  # stops behind its first step
     assert [row["step"] for row in rows_of(tmp_path / "run")] == [1]
-    train(dataset, tmp_path / "run", *settings, "--resume")
+    train(dataset, tmp_path / "run", *LOOKING, "--resume")
     assert metrics(tmp_path / "run") == metrics(watched)
 
 
 def test_looks_are_at_what_is_handed_over(dataset, watched, tmp_path):
     """The average, where one is kept: as close to the beginning as it is, the control moves less."""
-    train(dataset, tmp_path / "run", "watch.every=2", "data.held_out=0.4", "ema=0.9999")
+    train(dataset, tmp_path / "run", "watch.every=2", *HELD_OUT, "ema=0.9999")
     ours, theirs = looks_of(tmp_path / "run"), looks_of(watched)
     assert ours[0]["held_out_loss_silent"] == theirs[0]["held_out_loss_silent"]
     assert 0 < ours[1]["influence"] < theirs[1]["influence"]
 
 
 def test_where_the_decoder_learns_the_base_alone_changes_too(dataset, watched, tmp_path):
-    train(dataset, tmp_path / "run", "watch.every=2", "data.held_out=0.4", "decoder=true")
+    train(dataset, tmp_path / "run", "watch.every=2", *HELD_OUT, "decoder=true")
     silent = [each["held_out_loss_silent"] for each in looks_of(tmp_path / "run")]
     assert silent[0] != silent[1]
     assert silent[0] != looks_of(watched)[0]["held_out_loss_silent"]
@@ -166,11 +168,11 @@ def test_where_the_decoder_learns_the_base_alone_changes_too(dataset, watched, t
 
 def test_looks_are_at_the_timesteps_that_are_learned(dataset, tmp_path):
     """Where these are fewer than there are ranges, each is one."""
-    train(dataset, tmp_path / "run", "watch.every=1", "data.held_out=0.4", "steps=1",
+    train(dataset, tmp_path / "run", "watch.every=1", *HELD_OUT, "steps=1",
           "objective.first_timestep=600", "objective.last_timestep=601")  # fmt: skip
     (seen,) = looks_of(tmp_path / "run")
     assert list(seen["by_timestep"]) == ["600-600", "601-601"]
-    assert seen["control_gain_share"]["n"] == 8
+    assert seen["control_gain_share"]["n"] == 3
 
 
 @pytest.mark.parametrize("cache", ["disk", "off"])
@@ -193,8 +195,9 @@ def test_looks_in_buckets(dataset, tmp_path, cache):
 
 
 def test_a_net_that_hardly_moved_is_told_so(dataset, tmp_path, capsys):
-    arguments = [f"data.path={dataset}", f"output={tmp_path / 'run'}", *SETTINGS, "watch.every=2", "steps=2", "lr=1e-9"]
-    assert main(["train", *arguments, "watch.every=1"]) == 0
+    looking = ["watch.every=1", "watch.rows=2"]
+    arguments = [f"data.path={dataset}", f"output={tmp_path / 'run'}", *SETTINGS, *looking, "steps=2", "lr=1e-9"]
+    assert main(["train", *arguments]) == 0
     said = capsys.readouterr().err
     assert "control not acquired by step 2" in said
     assert "hardly anything was learned" in said
@@ -353,7 +356,8 @@ def test_spoiled_maps_are_said_before_the_first_step(dataset, tmp_path, capsys):
     shutil.copytree(dataset, folder)
     for path in (folder / "conditions/canny").iterdir():
         Image.new("RGB", (64, 64)).save(path)
-    arguments = [f"data.path={folder}", f"output={tmp_path / 'run'}", *SETTINGS, "steps=1", "watch.every=1"]
+    looking = ["watch.every=1", "watch.rows=2"]
+    arguments = [f"data.path={folder}", f"output={tmp_path / 'run'}", *SETTINGS, "steps=1", *looking]
     assert main(["train", *arguments]) == 0
     said = capsys.readouterr().err
     black = re.search(r"look at the maps before you go on: (\d+) of \1 canny maps are all black", said)
