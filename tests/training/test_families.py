@@ -131,7 +131,7 @@ def test_a_config_holds_what_its_first_lines_say(shapes, name):
     expected = forecast(config, shapes[name.partition("-")[0]]).total / 1e9
     assert expected == pytest.approx(holds, abs=0.06)
     assert expected < gpu - 1
-    assert f"controlkit annotate --type {config.data.condition} data" in text
+    assert f"controlkit annotate --type {','.join(config.data.condition)} data" in text
     assert "not measured" in text
 
 
