@@ -28,7 +28,9 @@ def refuse_what_cannot_be(paint: Callable[..., Iterator[Any]]) -> Callable[..., 
         except (RuntimeError, MemoryError) as reason:
             execution = how.get("execution")
             if is_out_of_memory(reason):
-                raise RequestError(what_to_lower(device, dtype, execution)) from reason
+                requests = request if isinstance(request, list) else [request]
+                upscaled = any(each.upscale for each in requests)
+                raise RequestError(what_to_lower(device, dtype, execution, upscaled=upscaled)) from reason
             if execution and execution.compile and is_of_the_compiler(reason):
                 why = str(getattr(reason, "inner_exception", reason)).strip().split("\n")[0]
                 raise RequestError(f"--compile does not work here ({why}); leave it out") from reason
@@ -49,9 +51,11 @@ def is_of_the_compiler(reason: Exception) -> bool:
     return isinstance(reason, TorchDynamoException)
 
 
-def what_to_lower(device: torch.device, dtype: torch.dtype, execution: Execution | None) -> str:
-    """The line: it names only what is not used yet."""
-    advice = ["a smaller --size"]
+def what_to_lower(
+    device: torch.device, dtype: torch.dtype, execution: Execution | None, *, upscaled: bool = False
+) -> str:
+    """The line: it names only what is not used yet. What is `upscaled` has no size of its own."""
+    advice = ["a smaller SCALE of --upscale" if upscaled else "a smaller --size"]
     precision = str(dtype).removeprefix("torch.")
     if precision == "float32":
         advice.append(f"--dtype {'bfloat16' if device.type == 'cpu' else 'float16'}")

@@ -194,6 +194,7 @@ def test_only_what_is_not_done_yet_is_advised():
     assert what_to_lower(CUDA, torch.float32, None) == (
         "out of memory on cuda in float32; try a smaller --size, --dtype float16, --vae-tiling, --offload model"
     )
+    assert "try a smaller SCALE of --upscale, --dtype" in what_to_lower(CUDA, torch.float32, None, upscaled=True)
     done = Execution(vae_tiling=True, offload="model")
     assert what_to_lower(CUDA, torch.float16, done).endswith("try a smaller --size, --offload sequential")
     assert what_to_lower(CUDA, torch.float16, Execution(vae_tiling=True, offload="sequential")).endswith("--size")

@@ -163,6 +163,10 @@ def test_pictures_of_a_batch_are_those_alone_and_tiles_are_counted(picture):
     for one, other in zip(alone, together, strict=True):
         assert np.abs(one.astype(int) - other).max() <= 1
     assert np.abs(alone[0].astype(int) - alone[1]).max() > 1
+    (offloaded,), _ = painted(
+        {**options, "num": 1}, models=models, execution=Execution(offload="model"), device=torch.device("cpu")
+    )
+    assert np.abs(alone[0].astype(int) - offloaded).max() <= 1
     assert heard == [(0, 8), (2, 8), (4, 8), (6, 8), (8, 8)]  # two steps of two tiles of two pictures
     assert said[0] == (
         "upscale: 96x64 enlarged to 96x64 by Lanczos in pixels, then 2 of 4 steps, each in 2 tiles of 64x64"
