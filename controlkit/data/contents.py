@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from controlkit.data.pictures import BadPicture
-from controlkit.data.readable import file_of
+from controlkit.data.readable import Part, file_of
 from controlkit.files import atomic_write_text, cache_folder
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def contents(files: Sequence[Readable], dataset: str, processes: Processes) -> l
         fresh = {
             _name(path): [stamp, digest]
             for path, (stamp, digest) in zip(files, found, strict=True)
-            if now - max(stamp[1], stamp[2]) / 1e9 > TICK
+            if stamp and now - max(stamp[1], stamp[2]) / 1e9 > TICK
         }
         if any(known.get(name) != value for name, value in fresh.items()):
             with contextlib.suppress(OSError):  # a memory that cannot be kept costs time, nothing else
@@ -56,6 +56,8 @@ def digest_of(path: Readable) -> str:
 
 
 def _content(path: Readable, known: dict[str, list[object]]) -> tuple[Stamp, str]:
+    if isinstance(path, Part):
+        return [], path.sha256
     try:
         stamp = _stamp(path)
         remembered = known.get(_name(path))

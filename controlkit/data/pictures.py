@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from controlkit.data.readable import Part
 from controlkit.errors import RequestError
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def upright_size(source: Readable | bytes) -> tuple[int, int]:
     """Width and height as people see the picture, from its head."""
     from PIL import Image
 
+    if isinstance(source, Part) and source.upright:
+        return source.upright
     if not isinstance(source, bytes | Path):
         source = source.read_bytes()
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:

@@ -3,7 +3,8 @@
 an imagefolder      pictures, metadata.jsonl with file_name, text and a TYPE_file_name for each map
 a tutorial's folder prompt.json of the original ControlNet: source, target, prompt
 two folders         pictures with captions in .txt, and maps under the pictures' names
-webdataset          tars whose members share a key: 0001.jpg, 0001.txt or 0001.json, 0001.TYPE.png
+webdataset          tars whose members share a key: 0001.jpg, 0001.txt or 0001.json, 0001.TYPE.png; on another machine
+                    too (`data.remote`)
 parquet             a column of pictures, one of captions, one for each type of map; or a folder of such files, as on
                     the hub
 """
@@ -21,10 +22,11 @@ from controlkit.data.archives import PARQUET, TARS
 from controlkit.data.inputs import TUTORIAL, find_pictures
 from controlkit.data.pictures import SUFFIXES
 from controlkit.data.readable import Cell, Member
+from controlkit.data.remote import RemoteTar
 from controlkit.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from controlkit.data.readable import Readable
@@ -49,8 +51,10 @@ class Found:
         return (str(text) if text is not None else "",)
 
 
-def read(data: Path, maps: Path | None = None, condition: str | None = None) -> list[Found]:
+def read(data: Path | RemoteTar, maps: Path | None = None, condition: str | None = None) -> list[Found]:
     """The rows of any of these forms. `maps` is the second of two folders, and holds maps of type `condition`."""
+    if isinstance(data, RemoteTar):
+        return list(_by_key((member.name, member) for member in data.members))
     if maps is not None:
         return _two_folders(data, maps, condition or "")
     if tars := _files(data, ".tar"):
@@ -99,25 +103,31 @@ def _two_folders(folder: Path, maps: Path, condition: str) -> list[Found]:
 
 
 def _tar(path: Path) -> Iterator[Found]:
-    """Members of one key lie beside each other, as webdataset demands."""
-    key, members = "", dict[str, Member]()
     try:
         with tarfile.open(path, "r:") as archive:
-            for info in archive:
-                name = PurePosixPath(info.name)
-                if not info.isreg() or name.name.startswith("."):
-                    continue
-                stem, _, kind = name.name.partition(".")
-                if (own := str(name.with_name(stem))) != key:
-                    yield from _of_tar(path, key, members)
-                    key, members = own, {}
-                members[kind.lower()] = Member(path, info.name, info.offset_data, info.size)
-            yield from _of_tar(path, key, members)
+            files = (info for info in archive if info.isreg())
+            yield from _by_key((info.name, Member(path, info.name, info.offset_data, info.size)) for info in files)
     except (tarfile.TarError, EOFError, OSError) as reason:
         raise RequestError(f"{path}: is no whole tar archive ({reason}); get a whole copy") from None
 
 
-def _of_tar(path: Path, key: str, members: dict[str, Member]) -> Iterator[Found]:
+def _by_key(files: Iterable[tuple[str, Readable]]) -> Iterator[Found]:
+    """Members of one key lie beside each other, as webdataset demands."""
+    key = ""
+    members: dict[str, Readable] = {}
+    for full_name, member in files:
+        name = PurePosixPath(full_name)
+        if name.name.startswith("."):
+            continue
+        stem, _, kind = name.name.partition(".")
+        if (own := str(name.with_name(stem))) != key:
+            yield from _of_key(key, members)
+            key, members = own, {}
+        members[kind.lower()] = member
+    yield from _of_key(key, members)
+
+
+def _of_key(key: str, members: dict[str, Readable]) -> Iterator[Found]:
     pictures = [kind for kind in members if f".{kind}" in SUFFIXES]
     if not pictures:
         return

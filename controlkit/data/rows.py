@@ -16,6 +16,7 @@ from controlkit.data.contents import contents
 from controlkit.data.ledger import read_entry
 from controlkit.data.pictures import cover, read_picture, resize_picture
 from controlkit.data.readers import read
+from controlkit.data.remote import RemoteFile, RemoteTar, find_remote, read_through
 from controlkit.errors import RequestError, known
 from controlkit.processes import Processes
 
@@ -58,11 +59,12 @@ class Row:
 
 
 def find_datasets(path: str, say: Callable[[str], None] = lambda text: None) -> list[Path]:
-    """What `data.path` names, apart by commas: each a folder, a file or several by wildcards, or a world (`rooms`,
-    `rooms:20000`), which is drawn into the cache first."""
-    if Path(path).expanduser().exists():
-        return [Path(path).expanduser()]
-    return [found for each in path.split(",") for found in _find_dataset(each.strip(), say)]
+    """What a `data.path` names on this machine, apart by commas: each a folder, a file or several by wildcards, or a
+    world (`rooms`, `rooms:20000`), which is drawn into the cache first."""
+    found = _find_datasets(path, say)
+    if elsewhere := [each.address for each in found if isinstance(each, RemoteFile)]:
+        raise RequestError(f"data.path={elsewhere[0]}: lies on another machine, and is needed here; copy it")
+    return [each for each in found if isinstance(each, Path)]
 
 
 def types_of(condition: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -83,13 +85,14 @@ def read_datasets(
     processes: Processes | None = None,
 ) -> list[Row]:
     """The rows of all that `data.path` names; the rest is that of `read_dataset`."""
-    found = find_datasets(path, say)
-    if maps is not None and (len(found) > 1 or not found[0].is_dir()):
+    found = _find_datasets(path, say)
+    if maps is not None and (len(found) > 1 or not (isinstance(found[0], Path) and found[0].is_dir())):
         raise RequestError(f"data.maps={maps}: goes with one folder of pictures, but data.path={path} is none")
     folder = None if maps is None else Path(maps).expanduser()
+    tars = read_through([each for each in found if isinstance(each, RemoteFile)], processes or Processes(), say)
     return [
         row
-        for data in found
+        for data in (tars[each] if isinstance(each, RemoteFile) else each for each in found)
         for row in read_dataset(
             data,
             condition,
@@ -104,7 +107,7 @@ def read_datasets(
 
 
 def read_dataset(
-    data: Path,
+    data: Path | RemoteTar,
     condition: str | Sequence[str] | None = None,
     *,
     maps: Path | None = None,
@@ -167,7 +170,16 @@ def held_out(content: str, share: float) -> bool:
     return int(content[:8], 16) < share * 2**32
 
 
-def _find_dataset(path: str, say: Callable[[str], None]) -> list[Path]:
+def _find_datasets(path: str, say: Callable[[str], None]) -> list[Path | RemoteFile]:
+    """With `://` on another machine."""
+    if Path(path).expanduser().exists():
+        return [Path(path).expanduser()]
+    return [found for each in path.split(",") for found in _find_dataset(each.strip(), say)]
+
+
+def _find_dataset(path: str, say: Callable[[str], None]) -> Sequence[Path | RemoteFile]:
+    if "://" in path:
+        return find_remote(path)
     if Path(path).expanduser().exists():
         return [Path(path).expanduser()]
     if has_magic(path) and (matching := sorted(glob(str(Path(path).expanduser())))):  # noqa: PTH207 (absolute too)
@@ -183,7 +195,7 @@ def _find_dataset(path: str, say: Callable[[str], None]) -> list[Path]:
 
 
 def _contents(
-    data: Path, found: list[Found], controls: Sequence[Mapping[str, Readable]], processes: Processes
+    data: Path | RemoteTar, found: list[Found], controls: Sequence[Mapping[str, Readable]], processes: Processes
 ) -> list[str]:
     """The ledger in a map spares reading its picture."""
 
@@ -199,7 +211,7 @@ def _contents(
     return [by_number[number] if entry is None else entry.source_sha256 for number, entry in enumerate(entries)]
 
 
-def _refuse(data: Path, condition: str, found: list[Found]) -> list[Found]:
+def _refuse(data: Path | RemoteTar, condition: str, found: list[Found]) -> list[Found]:
     make = _make(data, condition)
     types = sorted({type for each in found for type in each.maps})
     if not types:
@@ -207,7 +219,9 @@ def _refuse(data: Path, condition: str, found: list[Found]) -> list[Found]:
     raise RequestError(f"{data} has no {condition} maps: {known(condition, types)}; make them: {make}")
 
 
-def _refuse_missing(data: Path, condition: str | None, found: list[Found], controls: list[Readable | None]) -> None:
+def _refuse_missing(
+    data: Path | RemoteTar, condition: str | None, found: list[Found], controls: list[Readable | None]
+) -> None:
     named = [each for found_one, control in zip(found, controls, strict=True) for each in (found_one.picture, control)]
     missing = [each for each in named if isinstance(each, Path) and not each.is_file()]
     if missing:
@@ -216,7 +230,9 @@ def _refuse_missing(data: Path, condition: str | None, found: list[Found], contr
         raise RequestError(f"{missing[0]}{more}: named in metadata.jsonl but missing; {advice}")
 
 
-def _make(data: Path, condition: str) -> str:
+def _make(data: Path | RemoteTar, condition: str) -> str:
+    if isinstance(data, RemoteTar):
+        return f"controlkit annotate --type {condition} on a copy of the tar"
     return f"controlkit annotate --type {condition} {data}" + ("" if data.is_dir() else " --out DIR")
 
 
