@@ -91,7 +91,8 @@ class FeatureFiles:
 
     def __init__(self, judges: Sequence[ContentJudge], out: Path, processes: Processes) -> None:
         self.judges, self.folder, self.processes = judges, out / FOLDER, processes
-        self._begun: set[Path] = set()
+        for left in self.folder.glob(f"*.{processes.rank:04d}"):  # by a run that was killed
+            left.unlink()
 
     def add(self, looks: Mapping[str, Look]) -> None:
         for place, judge in enumerate(self.judges):
@@ -103,9 +104,8 @@ class FeatureFiles:
         whole = np.asarray(features, np.float32)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.{whole.size}.{self.processes.rank:04d}"
-        with path.open("ab" if path in self._begun else "wb") as file:  # what a killed run left is written over
+        with path.open("ab") as file:
             file.write(whole.tobytes())
-        self._begun.add(path)
 
     def figures(self, rows: Sequence[str]) -> dict[str, dict[str, Score]]:
         """Figure -> row -> score, of rows that all processes have added. Several pictures of a row are as many sets,

@@ -109,6 +109,7 @@ def test_files_of_all_processes_are_one_set(tmp_path):
     folder = tmp_path / sets.FOLDER
     folder.mkdir()
     (folder / "0.real.0.8.0000").write_bytes(b"left")
+    (folder / "0.control.2.8.0001").write_bytes(gaussian(random, 9).tobytes())  # of more pictures a row
     (folder / "0.real.0.8.0007").write_bytes(b"of a process that there is no longer")
     shares = [FeatureFiles([judge], tmp_path, Gathered(rank, 2)) for rank in range(2)]
     for number in range(9):
