@@ -1,21 +1,17 @@
 """Evaluations that are killed at whatever moment end, begun again, with the report of one that never was."""
 
-import contextlib
-import io
 import json
-import os
 import random
 import signal
-import sys
 import time
-from multiprocessing import get_context
 
 import pytest
 
 from controlkit.cli.main import main
+from tests.forked import Forked
 from tests.painting import strong_net
 
-KILLS = 4
+PROCESSES = (2, 1, 2, 1)  # of the runs that are killed
 
 
 @pytest.fixture(scope="module")
@@ -31,31 +27,25 @@ def asked(tmp_path_factory):
     return arguments, folder / "whole"
 
 
-def evaluated(arguments, out):
-    with contextlib.redirect_stdout(io.StringIO()):
-        sys.exit(main([*arguments, "--out", str(out)]))
-
-
 def test_killed_at_random_moments(asked, tmp_path):
-    """SIGKILL once a random number of pictures is there, a random moment later; the reports are the same bytes."""
+    """SIGKILL once a random number of pictures is there, a random moment later, of one process or of two at once; the
+    reports are the same bytes."""
     arguments, whole = asked
-    draw, fork = random.Random(0), get_context("fork")  # what is imported already need not be imported again
+    out, draw, killed = tmp_path / "report", random.Random(0), 0
     everything = len(list((whole / "pictures").iterdir()))
     assert everything == 6 * 2 * 2
-    killed = 0
-    for pictures in sorted(draw.randrange(everything) for _ in range(KILLS)):
-        process = fork.Process(target=evaluated, args=(arguments, tmp_path / "out"))
-        process.start()
-        while process.is_alive() and len(list((tmp_path / "out").glob("pictures/*.png"))) < pictures:
+    moments = sorted(draw.randrange(everything) for _ in PROCESSES)
+    for processes, pictures in zip(PROCESSES, moments, strict=True):
+        run = Forked([*arguments, "--out", out], processes, tmp_path)
+        while run.runs and len(list(out.glob("pictures/*.png"))) < pictures:
             time.sleep(0.005)
         time.sleep(draw.uniform(0, 0.3))
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        killed += process.exitcode == -signal.SIGKILL
-    assert killed >= KILLS - 1
-    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+        run.kill()
+        killed += all(process.exitcode == -signal.SIGKILL for process in run.processes)
+    assert killed >= len(PROCESSES) - 1
+    assert main([*arguments, "--out", str(out)]) == 0
     for name in ("scores.json", "report.json", "index.html"):
-        assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes(), name
-    names = [sorted(path.name for path in (out / "pictures").iterdir()) for out in (whole, tmp_path / "out")]
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    names = [sorted(path.name for path in (folder / "pictures").iterdir()) for folder in (whole, out)]
     assert names[0] == names[1]
     assert "frechet_scenes" in json.loads((whole / "scores.json").read_text())
