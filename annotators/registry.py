@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+UNNAMED = "default"
+"""The backend of a class that was registered for its type alone."""
+
 
 class Registry:
     """`@R.register(type)` adds, `R.create(type, low=80)` builds, iteration lists the types."""
@@ -28,7 +31,7 @@ class Registry:
         self._classes: dict[str, dict[str, type[Any]]] = {}  # type -> backend -> class, the default backend first
 
     def register(
-        self, type_name: str, *, backend: str = "default", default: bool = False
+        self, type_name: str, *, backend: str = UNNAMED, default: bool = False
     ) -> Callable[[type[T]], type[T]]:
         """Add a class; the type's default backend is the first that came, or the one that says so."""
 
@@ -89,7 +92,7 @@ class Registry:
 
     @staticmethod
     def _name(type_name: str, backend: str | None) -> str:
-        return type_name if backend in (None, "default") else f"{type_name}={backend}"
+        return type_name if backend in (None, UNNAMED) else f"{type_name}={backend}"
 
 
 ANNOTATORS = Registry("annotator")

@@ -75,7 +75,9 @@ def state_of(annotator: Any) -> tuple[str, str | None]:
 
 
 def lines_of(row: dict[str, Any]) -> list[str]:
-    name = row["type"] if row["backend"] == "default" else f"{row['type']}={row['backend']}"
+    from annotators.registry import UNNAMED
+
+    name = row["type"] if row["backend"] == UNNAMED else f"{row['type']}={row['backend']}"
     chosen = "" if row["default"] else " (on request)"
     settings = ", ".join(f"{key}={value}" for key, value in row["parameters"].items())
     return [

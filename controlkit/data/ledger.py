@@ -16,6 +16,7 @@ import numpy as np
 
 from annotators import ANNOTATORS
 from annotators.contract import parameters_of
+from annotators.registry import UNNAMED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,9 +43,11 @@ class Entry:
 
     @staticmethod
     def of(type: str, annotator: Annotator, source_sha256: str) -> Entry:
-        """The backend is said where the type has several: maps of a type with one way only stay as they were."""
+        """The backend is said where the type has several and this one has a name: maps stay as they were when another
+        way comes."""
         several = type in ANNOTATORS and len(ANNOTATORS.backends(type)) > 1
-        backend = getattr(annotator, "backend", None) if several else None
+        named = getattr(annotator, "backend", UNNAMED)
+        backend = None if named == UNNAMED or not several else named
         parameters = json.loads(json.dumps(parameters_of(annotator)))  # a tuple comes back from a file as a list
         versions = {type: str(annotator.version), **annotator.libraries()}
         return Entry(type, source_sha256, parameters, versions, backend)

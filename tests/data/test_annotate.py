@@ -140,7 +140,7 @@ def test_the_ledger_says_what_made_the_map(pictures):
     entry = read_entry(path)
     assert entry.type == "canny"
     assert entry.parameters == {**asdict(ANNOTATORS.create("canny")), "high": 150}
-    assert entry.backend is None  # there is one way only
+    assert entry.backend is None  # the first way of its type, which has no name
     assert entry.versions == {"canny": "1", "opencv": cv2.__version__}
     with Image.open(path) as image:
         assert image.size == png_size(path)

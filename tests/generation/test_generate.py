@@ -79,7 +79,7 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
             "file": str(edge), "type": "canny", "weight": 0.9, "start": 0.1, "end": 0.8, "mode": "balanced",
             "mask": None, "layers": None, "keypoints": None,
             "sha256": hashlib.sha256(edge.read_bytes()).hexdigest(),
-            "controlnet": {"name": str(net), "sha256": weights_sha256(net)},
+            "controlnet": {"name": str(net), "sha256": weights_sha256(net), "number": 0},
         }],
     }  # fmt: skip
     assert set(versions) == {"controlkit", "torch", "diffusers", "transformers"}
