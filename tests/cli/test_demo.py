@@ -94,7 +94,7 @@ def test_a_folder_of_somebody_else_is_left_alone(shown, tmp_path, capsys):
     refused = {
         "--rows": ("1", "--rows 1: expected at least 2"),
         "--steps": ("4", "at least 5"),
-        "--scenes": ("3", "at least 117"),
+        "--scenes": ("3", f"at least {demo.TRAINED.index + 1}"),
     }
     for option, (value, words) in refused.items():
         assert main(["demo", "--out", str(tmp_path / "new"), option, value]) == 2
