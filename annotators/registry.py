@@ -38,7 +38,7 @@ class Registry:
         def add(cls: type[T]) -> type[T]:
             backends = self._classes.setdefault(type_name, {})
             if backend in backends:
-                name = self._name(type_name, backend)
+                name = self.name_of(type_name, backend)
                 raise ValueError(f"{self.kind} {name!r} is registered twice: {backends[backend]} and {cls}")
             added: dict[str, type[Any]] = {backend: cls}
             self._classes[type_name] = {**added, **backends} if default else {**backends, **added}
@@ -53,7 +53,7 @@ class Registry:
         cls, fields = self.class_of(type_name, backend), self.parameters(type_name, backend)
         for option in options:
             if option not in fields:
-                name = self._name(type_name, backend)
+                name = self.name_of(type_name, backend)
                 raise ValueError(f"{self.kind} {name!r} has no parameter {option!r}: {_known(option, fields)}")
         typed = {option: _typed(f"{type_name}.{option}", value, fields[option]) for option, value in options.items()}
         annotator: Annotator = cls(**typed)
@@ -91,7 +91,8 @@ class Registry:
         return len(self._classes)
 
     @staticmethod
-    def _name(type_name: str, backend: str | None) -> str:
+    def name_of(type_name: str, backend: str | None) -> str:
+        """As people say it: `depth=zoe`; of what has no name of its own the type alone."""
         return type_name if backend in (None, UNNAMED) else f"{type_name}={backend}"
 
 

@@ -75,9 +75,9 @@ def state_of(annotator: Any) -> tuple[str, str | None]:
 
 
 def lines_of(row: dict[str, Any]) -> list[str]:
-    from annotators.registry import UNNAMED
+    from annotators import ANNOTATORS
 
-    name = row["type"] if row["backend"] == UNNAMED else f"{row['type']}={row['backend']}"
+    name = ANNOTATORS.name_of(row["type"], row["backend"])
     chosen = "" if row["default"] else " (on request)"
     settings = ", ".join(f"{key}={value}" for key, value in row["parameters"].items())
     return [

@@ -32,7 +32,6 @@ def command(output: Output) -> int:
     """Say what works here: versions, devices, annotators, bases found, and what is wrong."""
     import controlkit.toybox.register  # noqa: F401  (its readers are backends too)
     from annotators import ANNOTATORS
-    from annotators.registry import UNNAMED
     from controlkit import __version__
     from controlkit.cli.annotators import WORKS, state_of
     from controlkit.files import cache_folder, need_writable
@@ -46,7 +45,7 @@ def command(output: Output) -> int:
     if problem := opencv_problem():
         problems.append(problem)
     annotators = {
-        name if backend == UNNAMED else f"{name}={backend}": state_of(ANNOTATORS.create(name, backend))[0]
+        ANNOTATORS.name_of(name, backend): state_of(ANNOTATORS.create(name, backend))[0]
         for name in ANNOTATORS
         for backend in ANNOTATORS.backends(name)
     }
