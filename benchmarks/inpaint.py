@@ -14,7 +14,8 @@ stands plain replacement, which never goes back (r = 1).
     outside      largest difference to the picture outside the hole: 0 is promised
 
 A way whose weights are nowhere is left out, and that is said. With --keep FOLDER what is painted lies there, and a run
-that was stopped goes on. The last line is the hole error of plain replacement over that of RePaint.
+that was stopped, or one with other weights, paints only what is missing. The last line is the hole error of plain
+replacement over that of RePaint.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from controlkit.files import atomic_write_bytes
 from controlkit.generation.generate import load_models, paint
 from controlkit.generation.options import request_of
 from controlkit.generation.plan import make_plan
-from controlkit.generation.settings import encode_picture, read_settings
+from controlkit.generation.settings import encode_picture, read_settings, weights_sha256
 from controlkit.generation.sheet import draw_sheet
 from controlkit.toybox.classifier import Contents
 from controlkit.toybox.lessons import load_network
@@ -46,6 +47,7 @@ from controlkit.toybox.worlds import find_world
 from controlkit.training.samples import HOLE, save_png
 
 SIZE = 64
+WAYS = ("plain", "repaint", "model", "controlnet")
 KINDS = {
     "narrow": {"shapes": "strokes", "least": 0.05, "most": 0.15},
     "wide": {"shapes": "mixed", "least": 0.3, "most": 0.5},
@@ -111,20 +113,21 @@ class Painter:
 
     def __init__(self, way, options, device, folder):
         self.way, self.options, self.device, self.folder = way, options, device, folder
-        self.models = None
+        self.models, self.weights = None, []
 
     def paint(self, scene, number, kind):
         """The picture and its seconds."""
-        options = {**self.options, "seed": number}
+        plan = plan_of(scene, kind, {**self.options, "seed": number})
+        self.weights = self.weights or [weights_sha256(each.folder) for each in (plan.base, *plan.nets)]
+        made_with = {"options": {**self.options, "seed": number}, "weights": self.weights}
         path = self.folder / f"{number:05d}-{kind}-{self.way}.png"
-        if path.exists() and (settings := read_settings(path))["options"] == options:
-            return np.asarray(Image.open(path)), settings["seconds"]
-        plan = plan_of(scene, kind, options)
+        if path.exists() and (kept := read_settings(path)).items() >= made_with.items():
+            return np.asarray(Image.open(path)), kept["seconds"]
         self.models = self.models or load_models(plan, device=self.device, dtype=torch.float32)
         begun = time.perf_counter()
         (made,) = paint(plan, self.models, device=self.device)
         seconds = time.perf_counter() - begun
-        atomic_write_bytes(path, encode_picture(made.image, {"options": options, "seconds": seconds}))
+        atomic_write_bytes(path, encode_picture(made.image, {**made_with, "seconds": seconds}))
         return made.image, seconds
 
 
@@ -136,6 +139,7 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--model", help="a base that reads masks [default: toybox-9ch, where it comes along]")
     parser.add_argument("--controlnet", help="a ControlNet for inpainting [default: toybox-inpaint, likewise]")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="these alone")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what is painted here, and go on from it")
     parser.add_argument("--sheet", type=Path, help="a PNG: for each kind the hole, what each way painted, the picture")
     arguments = parser.parse_args()
@@ -146,6 +150,8 @@ def main() -> None:
         scenes = draw_scenes(arguments.num, Path(folder))
         painters = []
         for way, named in options_of(arguments).items():
+            if way not in arguments.ways:
+                continue
             options = {"base": "toybox", "steps": arguments.steps, "cfg": arguments.cfg, "feather": 0, **named}
             if (reason := refusal(scenes[0], options)) is not None:
                 print(f"{way} is left out: {reason}")
@@ -184,8 +190,9 @@ def main() -> None:
         rows = [[np.kron(cell, LARGER) for cell in (*cells, scenes[number][0])] for (_, number), cells in shown]
         above = [["hole", *(painter.way for painter in painters), "picture"]]
         save_png(arguments.sheet, draw_sheet(rows, above, [kind for (kind, _), _ in shown]))
-    errors = {way: np.mean([np.mean(measured[kind, way]["error"]) for kind in KINDS]) for way in ("plain", "repaint")}
-    print(f"ratio: {errors['plain'] / errors['repaint']:.2f}")
+    if {"plain", "repaint"} <= {painter.way for painter in painters}:
+        plain, repaint = (np.mean([measured[kind, way]["error"] for kind in KINDS]) for way in ("plain", "repaint"))
+        print(f"ratio: {plain / repaint:.2f}")
 
 
 if __name__ == "__main__":

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 @click.option("--held-out", type=float, help="Only the rows that a training with that data.held_out kept back.")
 @click.option("--weight", default=1.0, show_default=True, help="Of the control.")
 @click.option("--sweep", metavar="NAME=FROM:TO:STEP",
-              help="A report for each value, and their curve. NAME is weight, cfg, steps or sampler; NAME=a,b,c "
-                   "too.")  # fmt: skip
+              help="A report for each value, and their curve. NAME is weight, cfg, steps, sampler or "
+                   "control-every; NAME=a,b,c too.")  # fmt: skip
 @click.option("--sampler", default="dpmpp_2m_karras", show_default=True, help="How the noise is removed.")
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
+@click.option("--control-every", default=1, metavar="K", show_default=True,
+              help="Ask the ControlNet in every Kth step alone; its last answer stands in those between.")  # fmt: skip
 @click.option("--cfg", type=float, help="How strongly the prompt counts; 1: no guidance.  [default: the base's, 7.5]")
 @click.option("--negative", default="", metavar="TEXT", help="What the pictures are not to show.")
 @click.option("--size", type=int, help="Pixels a side.  [default: the base's own]")
@@ -65,6 +67,7 @@ def command(
     sweep: str | None,
     sampler: str,
     steps: int,
+    control_every: int,
     cfg: float | None,
     negative: str,
     size: int | None,
@@ -118,6 +121,7 @@ def command(
         "held_out": held_out,
         "sampler": sampler,
         "steps": steps,
+        "control_every": control_every,
         "cfg": usual_cfg(base or DEFAULT_BASE) if cfg is None else cfg,
         "weight": weight,
         "negative": negative,

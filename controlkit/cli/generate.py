@@ -108,12 +108,14 @@ if TYPE_CHECKING:
 @click.option("--grid", is_flag=True, help="Also a sheet of the pictures with their seeds.")
 @click.option("--sweep", "sweeps", multiple=True, metavar="NAME=FROM:TO:STEP",
               help="A picture for each value, and a sheet of them; a second one goes down the sheet. NAME is weight, "
-                   "cfg, sampler, seed, steps, strength or hires-strength; NAME=a,b,c too.")  # fmt: skip
+                   "cfg, sampler, seed, steps, strength, hires-strength or control-every; NAME=a,b,c too.")  # fmt: skip
 @click.option("--replay", metavar="IMAGE.png", type=click.Path(path_type=Path),
               help="Make this picture again, from the settings inside.")  # fmt: skip
 @click.option("--annotate", is_flag=True, help="The control FILE is a photograph: make its map first, and keep it.")
 @click.option("--control-half", is_flag=True,
               help="Control guidance's half with the prompt alone: half the time, a stronger control.")  # fmt: skip
+@click.option("--control-every", default=1, metavar="K", show_default=True,
+              help="Ask the ControlNet in every Kth step alone; its last answer stands in those between.")  # fmt: skip
 @click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
               help="Precision.  [default: float16 on cuda, else float32]")  # fmt: skip

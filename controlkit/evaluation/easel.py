@@ -89,7 +89,10 @@ class Easel:
             "seed": question.seed + number * question.per_row + take,
         }
         if control_map is not None:
-            settings |= {"map": _digest(control_map), "weight": question.weight}
+            settings |= {
+                **{"map": _digest(control_map), "weight": question.weight},
+                **({"control_every": question.control_every} if question.control_every > 1 else {}),
+            }
         return Sheet(number, which, settings, control_map)
 
     def _pictures(self, together: list[Sheet]) -> list[Picture]:
@@ -111,18 +114,21 @@ class Easel:
     def _paint(self, together: list[Sheet]) -> list[Picture]:
         import torch
 
+        from controlkit.generation.silent import asked_every
+
         blank = np.zeros((self.side, self.side, 3), np.uint8)  # of weight 0: it says the size alone
         maps = [blank if sheet.control_map is None else sheet.control_map for sheet in together]
-        painted = self.pipeline(
-            prompt=[sheet.settings["prompt"] for sheet in together],
-            negative_prompt=[self.question.negative] * len(together) if self.question.negative else None,
-            image=torch.stack([self.hint(each) for each in maps]),
-            num_inference_steps=self.question.steps,
-            guidance_scale=self.question.cfg,
-            controlnet_conditioning_scale=together[0].settings.get("weight", 0.0),
-            generator=[torch.Generator().manual_seed(sheet.settings["seed"]) for sheet in together],
-            output_type="np",
-        ).images
+        with asked_every(self.pipeline, self.question.control_every):
+            painted = self.pipeline(
+                prompt=[sheet.settings["prompt"] for sheet in together],
+                negative_prompt=[self.question.negative] * len(together) if self.question.negative else None,
+                image=torch.stack([self.hint(each) for each in maps]),
+                num_inference_steps=self.question.steps,
+                guidance_scale=self.question.cfg,
+                controlnet_conditioning_scale=together[0].settings.get("weight", 0.0),
+                generator=[torch.Generator().manual_seed(sheet.settings["seed"]) for sheet in together],
+                output_type="np",
+            ).images
         if not np.isfinite(painted).all():
             raise RequestError(f"a picture is not a number in {self.models['dtype']}; use --dtype float32 or bfloat16")
         return list((painted * 255).round().astype(np.uint8))

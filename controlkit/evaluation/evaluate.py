@@ -69,6 +69,7 @@ class Question:
     steps: int = 20
     cfg: float = USUAL_CFG
     weight: float = 1.0
+    control_every: int = 1  # the steps for which an answer of the ControlNet stands
     negative: str = ""
     size: int | None = None  # pixels a side; None: the base's own
     per_row: int = 1  # pictures; a row's figure is over all of them
@@ -88,6 +89,8 @@ class Question:
             problems.append(f"--held-out {self.held_out:g}: expected a share between 0 and 1")
         if self.steps < 1:
             problems.append(f"--steps {self.steps}: expected at least 1")
+        if self.control_every < 1:
+            problems.append(f"--control-every {self.control_every}: expected at least 1 step")
         if problems:
             raise RequestError("\n".join(problems))
 

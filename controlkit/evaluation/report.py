@@ -68,6 +68,8 @@ def render(answer: Answer, pictures: Callable[[Case], dict[str, Picture]]) -> st
             f" · base {question.base} · {question.sampler}, {question.steps} steps, cfg {question.cfg:g}, "
             f"weight {question.weight:g}, seeds from {question.seed}"
         )
+        if question.control_every > 1:
+            settings += f" · the ControlNet asked every {question.control_every} steps"
         settings += f" · preset {question.preset}" if question.preset else ""
         settings += f" · {question.size} pixels a side" if question.size else ""
         settings += f" · without {question.negative!r}" if question.negative else ""

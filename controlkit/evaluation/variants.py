@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from controlkit.evaluation.scores import Score
     from controlkit.generation.sweeps import Sweep
 
-SWEPT = ("weight", "cfg", "steps", "sampler")
+SWEPT = ("weight", "cfg", "steps", "sampler", "control-every")
 
 _WIDTH, _HEIGHT, _MARGIN = 720, 260, 46  # of a drawing
 _COLOURS = ("#1f77d0", "#d0661f", "#2a9d5c", "#a04bc0", "#c03a5b", "#7a7a20")
@@ -47,7 +47,7 @@ def variants_of(questions: Sequence[Question], sweep: Sweep | None) -> list[Vari
     found = []
     for question in questions:
         for value, label in zip(sweep.values, sweep.labels, strict=True) if sweep else [(None, "")]:
-            changed: dict[str, Any] = {sweep.name: value} if sweep else {}
+            changed: dict[str, Any] = {sweep.field: value} if sweep else {}
             asked = replace(question, **changed)
             words = [asked.controlnet or "", label] if len(questions) > 1 or not label else [label]
             found.append((" · ".join(word for word in words if word), asked))
@@ -112,7 +112,7 @@ def _curve(metric: str, answered: Sequence[tuple[Variant, Answer]], sweep: Sweep
     lines: dict[str, list[Point]] = {}
     for variant, answer in answered:
         if answer.metric == metric:
-            value = float(getattr(variant.question, sweep.name))
+            value = float(getattr(variant.question, sweep.field))
             point = Point(value, answer.leading["control"], answer.leading["no_control"].mean)
             lines.setdefault(str(variant.question.controlnet), []).append(point)
     points = [point for line in lines.values() for point in line]

@@ -90,6 +90,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "resize": ("resize", _text),
     "annotate": ("annotate", _switch),
     "control-half": ("control_half", _switch),
+    "control-every": ("control_every", _whole),
 }
 _OF_CONTROLS = ("control", "control-mode", "control-mask", "control-layers")
 

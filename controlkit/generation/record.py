@@ -94,6 +94,7 @@ def record(
         ),
         "annotate": request.annotate,
         "control_half": request.control_half,
+        "control_every": request.control_every,
         "resize": request.resize,
         "image": image,
         "mask": mask,

@@ -168,7 +168,7 @@ def _mask_of(mask: dict[str, Any]) -> Mask:
 
 _AS_THEY_ARE = (
     *("prompt", "negative", "plain_prompt", "annotate", "resize", "sampler", "steps", "eta", "cfg", "cfg_rescale"),
-    *("clip_skip", "control_half"),
+    *("clip_skip", "control_half", "control_every"),
 )
 
 

@@ -20,7 +20,7 @@ from controlkit.generation.prompt_syntax import Prompt
 from controlkit.generation.residuals import check_layers
 from controlkit.generation.strength import problem_of, walked
 from controlkit.generation.upscale import Upscale
-from controlkit.generation.ways import REPAINT, WAYS
+from controlkit.generation.ways import CONTROLNET, REPAINT, WAYS
 from controlkit.models.bases import DEFAULT_BASE, USUAL_CFG
 from controlkit.models.formats.hypernetworks import Hypernetwork
 from controlkit.models.formats.lora import Lora
@@ -163,6 +163,7 @@ class Request:
     resize: str = "crop"  # how maps of another shape come to the size
     annotate: bool = False  # the control files are photographs: make their maps first
     control_half: bool = False  # of guidance's two halves the one with the prompt alone is controlled
+    control_every: int = 1  # the steps for which an answer of the ControlNets stands
 
     def __post_init__(self) -> None:
         problems = []
@@ -200,7 +201,7 @@ class Request:
             problems.append(f"clip_skip={self.clip_skip}: expected 1 (the usual layer), 2 (the one before) or more")
         if self.resize not in RESIZES:
             problems.append(f"unknown resize {self.resize!r}: {known(self.resize, RESIZES)}")
-        problems += self._problems_of_half()
+        problems += self._problems_of_half() + self._problems_of_every()
         if self.size is not None and min(self.size) < 1:
             problems.append(f"size {self.size[0]}x{self.size[1]}: expected WIDTHxHEIGHT in pixels, e.g. 512x768")
         problems += [] if problems else self._problems_of_interval()
@@ -289,6 +290,19 @@ class Request:
             )
         if any(control.mode != BALANCED for control in self.controls):
             problems.append("control_half: a control mode decides on the halves itself; leave one of them out")
+        return problems
+
+    def _problems_of_every(self) -> list[str]:
+        said = f"control_every={self.control_every}"
+        if self.control_every < 1:
+            return [f"{said}: expected at least 1 step (1: the ControlNet is asked in each)"]
+        if self.control_every == 1:
+            return []
+        problems = []
+        if not self.controls and not (self.mask and self.mask.way == CONTROLNET):
+            problems.append(f"{said}: there is no control; leave it out, or give --control FILE")
+        if self.upscale:
+            problems.append(f"{said}: tiles ask for their control in each step; leave one of them out")
         return problems
 
     @property

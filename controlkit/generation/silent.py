@@ -8,12 +8,17 @@ Under classifier-free guidance the pipeline's batch holds two halves, [without p
 ControlNet is computed for the half with the prompt alone, at half the cost, and the other half is painted without
 control, as in diffusers' guess mode but without its decay over the layers. Guidance then amplifies the control too.
 
+What a ControlNet answers changes slowly from step to step. On request it is asked in every k-th step alone, and in
+those between its last answer stands: the one saving here that changes the picture everywhere.
+
 Compiled, weights are tensors, and silence is zeros of full size, known from the first answer: the graphs of ControlNet
 and UNet are then the same for every weight and window, so that nothing is ever compiled again.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +28,7 @@ from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedd
 from controlkit.generation.pipelines import nets_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -52,6 +57,36 @@ def control_both_halves(pipeline: Any) -> None:
     """As at first: what `control_conditional_half` asked for ends, since others may paint with these ControlNets."""
     for net in nets_of(pipeline):
         net.is_guided = None
+
+
+@contextmanager
+def asked_every(pipeline: Any, steps: int) -> Iterator[None]:
+    """The pipeline's silenced ControlNets answer anew in every so-manieth step of their window, as long as the block
+    lasts, which is to hold one walk."""
+    nets = nets_of(pipeline)
+    for net in nets:
+        net.standing = StandingAnswer(steps)
+    try:
+        yield
+    finally:
+        for net in nets:
+            net.standing = None
+
+
+class StandingAnswer:
+    """An answer that stands for so many calls, its own among them, if these are asked alike."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+        self._left = 0
+        self._asked: Any = None
+        self._answer: Any = None
+
+    def __call__(self, asked: Any, compute: Callable[[], Any]) -> Any:
+        if self._left == 0 or asked != self._asked:
+            self._answer, self._asked, self._left = compute(), asked, self.calls
+        self._left -= 1
+        return self._answer
 
 
 class Memo:
@@ -92,6 +127,8 @@ class SilentControlNet(ControlNetModel):  # type: ignore[misc]
     """If set: asked at each step whether the batch holds two halves, of which the second alone is computed."""
     tile: Tile | None = None
     """Which part of the picture it is asked for; None: all of it."""
+    standing: StandingAnswer | None = None
+    """If set: what it answered before may stand for some of its answers."""
     half: Memo
     compiled: Callable[..., Any] | None
     zeros: dict[tuple[Any, ...], Residuals]
@@ -123,6 +160,40 @@ class SilentControlNet(ControlNetModel):  # type: ignore[misc]
             return self.silence(sample, guess_mode)
         if silent and shape in self.zeros:
             return self.zeros[shape]
+        compute = partial(
+            self._computed,
+            sample,
+            timestep,
+            encoder_hidden_states,
+            controlnet_cond,
+            conditioning_scale,
+            half=half,
+            added_cond_kwargs=added_cond_kwargs,
+            guess_mode=guess_mode,
+            return_dict=return_dict,
+            **others,
+        )
+        if silent or return_dict or self.standing is None:
+            answer = compute()
+        else:
+            answer = self.standing((shape, conditioning_scale), compute)
+        if self.compiled is not None and not return_dict:
+            self.zeros.setdefault(shape, ([torch.zeros_like(each) for each in answer[0]], torch.zeros_like(answer[1])))
+        return self.zeros[shape] if silent else answer
+
+    def _computed(
+        self,
+        sample: Tensor,
+        timestep: Any,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: Tensor,
+        conditioning_scale: float,
+        *,
+        half: bool,
+        added_cond_kwargs: dict[str, Tensor] | None,
+        **others: Any,
+    ) -> Any:
+        """The answer, of two halves the second alone."""
         if half:
             sample, encoder_hidden_states = _second(sample), _second(encoder_hidden_states)
             controlnet_cond = self.half(controlnet_cond, _second)  # one view for all steps, for the encoder to know it
@@ -139,15 +210,11 @@ class SilentControlNet(ControlNetModel):  # type: ignore[misc]
             controlnet_cond,
             scale,
             added_cond_kwargs=added_cond_kwargs,
-            guess_mode=guess_mode,
-            return_dict=return_dict,
             **others,
         )
         if half:
             answer = [behind_zeros(each) for each in answer[0]], behind_zeros(answer[1])
-        if self.compiled is not None and not return_dict:
-            self.zeros.setdefault(shape, ([torch.zeros_like(each) for each in answer[0]], torch.zeros_like(answer[1])))
-        return self.zeros[shape] if silent else answer
+        return answer
 
     def silence(self, sample: Tensor, guess_mode: bool) -> Residuals:
         """What a pipeline takes for "add nothing" to this batch."""

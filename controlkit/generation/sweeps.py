@@ -11,10 +11,10 @@ from controlkit.errors import RequestError, known
 if TYPE_CHECKING:
     from controlkit.generation.request import Request
 
-NAMES = ("weight", "cfg", "sampler", "seed", "steps", "strength", "hires-strength")
+NAMES = ("weight", "cfg", "sampler", "seed", "steps", "strength", "hires-strength", "control-every")
 MOST_PICTURES = 400
 
-_WHOLE = ("seed", "steps")
+_WHOLE = ("seed", "steps", "control-every")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Sweep:
         return Sweep(name, tuple(int(each) if name in _WHOLE else float(each) for each in numbers))
 
     @property
+    def field(self) -> str:
+        """As it is called in a request."""
+        return self.name.replace("-", "_")
+
+    @property
     def labels(self) -> list[str]:
         return [f"{self.name} {value if isinstance(value, str) else f'{value:g}'}" for value in self.values]
 
@@ -63,7 +68,7 @@ class Sweep:
             return replace(request, hires=replace(request.hires, strength=value))
         if self.name == "strength" and request.upscale:
             return replace(request, upscale=replace(request.upscale, strength=value))
-        return replace(request, **{self.name: value})
+        return replace(request, **{self.field: value})
 
 
 def _steps(text: str, first: Decimal, last: Decimal, step: Decimal) -> list[Decimal]:

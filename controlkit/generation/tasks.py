@@ -12,7 +12,7 @@ from controlkit.generation.modes import BALANCED, control_modes, is_guess_mode
 from controlkit.generation.pipelines import FROM_PICTURE, FROM_TEXT, INPAINTED, make_pipeline
 from controlkit.generation.rescale import has_own_rescale, rescaled_guidance
 from controlkit.generation.residuals import weighed_residuals
-from controlkit.generation.silent import control_both_halves, control_conditional_half, silenced
+from controlkit.generation.silent import asked_every, control_both_halves, control_conditional_half, silenced
 from controlkit.generation.tiled import in_tiles
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def seams(plan: Plan, pipeline: Any, nets: list[Any]) -> Iterator[None]:
         if request.control_half:  # before what asks for a half of the steps
             control_conditional_half(pipeline)
             hooks.callback(control_both_halves, pipeline)
+        if request.control_every > 1:
+            hooks.enter_context(asked_every(pipeline, request.control_every))
         hooks.enter_context(control_modes(nets, _modes(plan), guided=plan.guided))
         regions = [region.pixels if region else None for region in _of_nets(plan, plan.regions)]
         layers = _of_nets(plan, plan.layers)

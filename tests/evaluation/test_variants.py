@@ -3,12 +3,15 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from controlkit.cli.main import main
+from controlkit.data.pictures import read_picture
 from controlkit.evaluation.evaluate import Answer, Question
 from controlkit.evaluation.scores import Score
 from controlkit.evaluation.variants import render_overview, variants_of
+from controlkit.generation.settings import read_settings
 from controlkit.generation.sweeps import Sweep
 from tests.painting import strong_net
 
@@ -45,6 +48,18 @@ def test_nets_and_values_beside_each_other(nets, dataset, tmp_path):
     assert "http" not in page
     links = re.findall(r"(?:src|href)=\"([^\"]*)\"", page)
     assert links == [f"{folder}/index.html" for folder in folders]
+
+
+def test_what_standing_answers_cost(nets, dataset, tmp_path):
+    """Three steps, asked in each and once: other pictures under control, the same without."""
+    evaluate(dataset, tmp_path, "--controlnet", nets[0], "--steps", 3, "--sweep", "control-every=1,3")
+    by_settings = {}
+    for path in (tmp_path / "pictures").glob("*.control.*"):
+        settings = read_settings(path)
+        by_settings.setdefault(settings.get("control_every", 1), {})[settings["seed"]] = read_picture(path)
+    assert by_settings.keys() == {1, 3}
+    assert all(not np.array_equal(by_settings[1][seed], by_settings[3][seed]) for seed in by_settings[1])
+    assert len(list((tmp_path / "pictures").glob("*.no_control.*"))) == 2
 
 
 def answer(question, mean):

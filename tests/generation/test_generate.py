@@ -66,7 +66,7 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
         "format": 1, "kind": "picture", "prompt": "ü", "negative": "n", "plain_prompt": False,
         "sampler": "ddim", "steps": 3, "cfg": 3.5,
         "eta": 0.0, "cfg_interval": [0.0, 1.0], "cfg_rescale": 0.0, "clip_skip": 1, "resize": "crop",
-        "control_half": False, "vae_tiling": False,
+        "control_half": False, "control_every": 1, "vae_tiling": False,
         "seed": 4, "together": [4], "width": 64, "height": 48, "annotate": False, "image": None, "mask": None,
         "inpaint_controlnet": None, "hires": None, "upscale": None, "compile": None, "device": "cpu",
         "dtype": "float32",
@@ -90,7 +90,7 @@ def test_a_request_has_no_setting_that_the_png_lacks():
     """A new field of a request must be written down with the picture."""
     fields = set(Request.__dataclass_fields__) - {"num", "batch_size"}  # these are "together"
     written = {"prompt", "negative", "plain_prompt", "base", "controls", "sampler", "steps", "cfg", "seed", "annotate"}
-    written |= {"vae", "loras", "hypernetworks", "embeddings", "control_half"}
+    written |= {"vae", "loras", "hypernetworks", "embeddings", "control_half", "control_every"}
     written |= {"image", "mask", "hires", "upscale", "eta", "cfg_interval", "cfg_rescale", "clip_skip", "resize"}
     # Beside their controls; as width and height; beside the base; beside the image.
     assert fields - written == {"controlnets", "size", "prediction", "tokenizer", "strength"}

@@ -55,7 +55,7 @@ def paint_all(materials, out):
         "--control", f"{materials / 'edge1.png'}@0.3", "--controlnet", materials / "second",
         "--control-mode", "prompt", "--control-mode", "control", "--resize", "pad", "--image", materials / "start.png",
         "--strength", 0.7, "--sampler", "ddim", "--eta", 0.4, "--steps", 3, "--cfg", 6.5, "--cfg-rescale", 0.3,
-        "--cfg-interval", "0:0.9",
+        "--cfg-interval", "0:0.9", "--control-every", 2,
         "--lora", f"{materials / 'lora.safetensors'}@0.4", "--embedding", materials / "wiggle.safetensors",
         "--hypernetwork", f"{materials / 'hyper.pt'}@0.6",
         "--vae", materials / "vae", "--clip-skip", 2, "--plain-prompt", "--seed", 11, "--out", out,

@@ -1,6 +1,7 @@
 """ControlNets that compute only what counts: diffusers' own bits, fewer calls."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from controlkit.diffusion.samplers import make_sampler
 from controlkit.errors import RequestError
 from controlkit.generation.request import Control, Net, Request
 from controlkit.generation.settings import read_settings
-from controlkit.generation.silent import control_conditional_half, silenced
+from controlkit.generation.silent import asked_every, control_conditional_half, silenced
+from controlkit.generation.upscale import Upscale
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import ControlNet
 from tests.conftest import draw_photo
@@ -294,6 +296,63 @@ def test_where_nothing_is_guided_there_are_no_halves(pipelines, folders, maps):
         assert torch.equal(paint(ours, maps, **how), paint(theirs, maps, **how))
 
 
+# Answers that stand
+
+
+def standing(pipeline, steps):
+    """diffusers' own ControlNets, whose answers are put back by hand until so many calls have passed."""
+
+    def of_net():
+        kept = []
+
+        def put_back(net, inputs, output):
+            if not kept or kept[0] == steps:
+                kept[:] = [0, output]
+            kept[0] += 1
+            down, middle = kept[1]
+            return down, middle.clone()  # diffusers adds the answers of several nets in place
+
+        return put_back
+
+    return [net.register_forward_hook(of_net()) for net in nets_of(pipeline)]
+
+
+@pytest.mark.parametrize(
+    ("base", "count", "steps", "how"),
+    [
+        ("random-sd15", 1, 2, {}),
+        ("random-sd15", 1, 3, {"guess_mode": True}),
+        ("random-sd15", 2, 2, {"sampler": "ddim", "controlnet_conditioning_scale": [0.6, 1.1]}),
+        ("random-sdxl", 1, 2, {}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_answer_stands_for_the_steps_behind_it(pipelines, maps, base, count, steps, how):
+    theirs, ours = pipelines[base, count]
+    hooks = standing(theirs, steps)
+    try:
+        expected = paint(theirs, maps, **how)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    with asked_every(ours, steps), Calls(ours) as calls:
+        painted = paint(ours, maps, **how)
+    assert torch.equal(painted, expected)
+    assert calls.computed == [-(-STEPS // steps)] * count
+    assert not torch.equal(painted, paint(ours, maps, **how)), "it stands no longer than asked for"
+
+
+def test_an_answer_stands_within_the_window_and_for_the_same_batch_alone(pipelines, maps):
+    _, ours = pipelines["random-sd15", 1]
+    with asked_every(ours, 2), Calls(ours) as calls:
+        paint(ours, maps, **window(0.25, 1.0))  # steps 1, 2 and 3: asked at 1 and 3
+    assert calls.computed == [2]
+    with asked_every(ours, STEPS), Calls(ours) as calls:
+        for number in (1, 2):
+            paint(ours, maps, num_images_per_prompt=number)
+    assert calls.computed == [2], "what was answered to one picture was given to two"
+
+
 # The command
 
 
@@ -327,6 +386,34 @@ def test_generate_controls_one_half_and_writes_it_down(request_for, tmp_path):
     both, half = (np.asarray(Image.open(tmp_path / name)) for name in ("both.png", "half.png"))
     assert not np.array_equal(both, half)
     assert read_settings(tmp_path / "half.png")["control_half"] is True
+
+
+def test_generate_asks_in_some_steps_and_begins_anew_with_each_picture(request_for, tmp_path):
+    edge = str(tmp_path / "edge.png")
+    often = [*request_for, "--control", edge, "--control-every", "4"]
+    assert main([*often, "--num", "2", "--out", str(tmp_path / "two")]) == 0
+    assert main([*often, "--seed", "2", "--out", str(tmp_path / "second.png")]) == 0
+    _, second = sorted((tmp_path / "two").iterdir())
+    assert np.array_equal(np.asarray(Image.open(second)), np.asarray(Image.open(tmp_path / "second.png")))
+    assert read_settings(second)["control_every"] == 4
+    assert main([*request_for, "--control", edge, "--seed", "2", "--out", str(tmp_path / "always.png")]) == 0
+    assert not np.array_equal(np.asarray(Image.open(second)), np.asarray(Image.open(tmp_path / "always.png")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"control_every": 0}, "control_every=0: expected at least 1 step"),
+        ({"control_every": 2, "controls": (), "prompt": "x"}, "control_every=2: there is no control"),
+        (
+            {"control_every": 2, "image": Path("i"), "upscale": Upscale(scale=2.0)},
+            "tiles ask for their control",
+        ),
+    ],
+)
+def test_what_an_answer_cannot_stand_for_is_refused(settings, reason):
+    with pytest.raises(RequestError, match=reason):
+        Request(**{"controls": (Control(file="a"),), "controlnets": (Net(name="b"),), **settings})
 
 
 def test_half_of_no_guidance_is_refused():
