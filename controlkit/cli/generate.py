@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +223,7 @@ def replayed(path: Path, *, out: Path, device: str | None, output: Output) -> in
     import torch
 
     from controlkit.data.pictures import read_picture
+    from controlkit.generation.batches import Batch
     from controlkit.generation.generate import load_models, paint
     from controlkit.generation.plan import make_plan
     from controlkit.models.devices import choose_device
@@ -234,14 +235,15 @@ def replayed(path: Path, *, out: Path, device: str | None, output: Output) -> in
     before = read_picture(path)
     models = load_models(plan, device=where, dtype=getattr(torch, replay.dtype))
     with output.progress("generate", "tiles" if replay.request.upscale else "steps") as progress:
-        (picture,) = paint(
+        picture, *_ = paint(
             plan,
             models,
             device=where,
             execution=replay.execution,
-            seeds=[replay.settings["seed"]],
+            batches=[Batch.again(plan, replay.settings)],
             progress=progress,
         )
+    picture = replace(picture, settings=picture.settings | {"batch": replay.settings["batch"]})
     written = write(picture, place, output)
     difference = int(np.abs(picture.image.astype(int) - before).max())
     output.say(f"the same picture as {path}, bit for bit" if not difference

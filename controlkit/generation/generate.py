@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from controlkit.generation.batches import batches_of
 from controlkit.generation.execution import Execution
 from controlkit.generation.limits import refuse_what_cannot_be
 from controlkit.generation.pace import Pace
@@ -17,12 +18,13 @@ from controlkit.models.formats.hypernetworks import add_hypernetworks
 from controlkit.models.formats.lora import apply_loras
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
+    from controlkit.generation.batches import Batch
     from controlkit.generation.plan import Plan
     from controlkit.generation.request import Request
 
@@ -82,40 +84,37 @@ def paint(
     *,
     device: torch.device | None = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
-    seeds: list[int] | None = None,
+    batches: Sequence[Batch] | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Picture]:
-    """The pictures of a plan, batch after batch; of those with these `seeds` if they are given, each still painted with
-    all of its batch. The models are where `execution` has them while they wait; they compute on `device` (None: where
-    they are)."""
-    request = plan.request
+    """The pictures of a plan, batch after batch, or those of these `batches`, whose plans ask alike. The models are
+    where `execution` has them while they wait; they compute on `device` (None: where they are)."""
     device = device or models.parts["unet"].device
     passes = [Pass(each, models, device=device, execution=execution, say=say) for each in plan.passes]
-    settings = record(plan, device=device, dtype=models.parts["unet"].dtype, execution=execution)
-    wanted = request.seeds if seeds is None else seeds
-    batches = [batch for batch in request.batches if set(batch) & set(wanted)]
+    dtype = models.parts["unet"].dtype
+    batches = batches_of(plan) if batches is None else batches
     pace = Pace(passes[0].calls * len(batches), device, say) if plan.canvas or plan.tiles else None
-    done, total = 0, sum(each.parts for each in passes) * sum(map(len, batches))
+    done, total = 0, sum(each.parts for each in passes) * sum(len(batch.jobs) for batch in batches)
     progress(done, total)
     for batch in batches:
         images: list[NDArray[np.uint8]] = []
-        early: list[dict[str, bytes]] = [{} for _ in batch]
+        early: list[dict[str, bytes]] = [{} for _ in batch.jobs]
         for each in passes:
 
-            def after_part(parts: int, done: int = done, count: int = len(batch)) -> None:
+            def after_part(parts: int, done: int = done, count: int = len(batch.jobs)) -> None:
                 if pace:
                     pace.step()
                 progress(done + parts * count, total)
 
             images = each.walk(batch, images, after_part)
-            done += each.parts * len(batch)
+            done += each.parts * len(batch.jobs)
             if each.previews:
                 name = "hires-" if each.plan is plan.second else ""
                 for seen, taken in zip(early, each.previews.take(), strict=True):
                     seen.update({f"{name}{step}": png for step, png in taken.items()})
         if plan.canvas:
             images = [plan.canvas.finish(image) for image in images]
-        for seed, image, seen in zip(batch, images, early, strict=True):
-            if seed in wanted:
-                yield Picture(image, seed, {**settings, **request.of_picture(seed)}, made_maps(plan), seen)
+        for place, (job, image, seen) in enumerate(zip(batch.jobs, images, early, strict=True)):
+            settings = record(job.plan, device=device, dtype=dtype, execution=execution) | batch.record(place)
+            yield Picture(image, job.seed, settings, made_maps(job.plan), seen)

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import RequestError
+from controlkit.generation.batches import batches_of_all, runs_of
 from controlkit.generation.controls import type_of
 from controlkit.generation.execution import Execution
 from controlkit.generation.generate import load_models, paint
@@ -73,8 +74,8 @@ def paint_many(
     say: Callable[[str], None],
     progress: Callable[[int, int], None],
 ) -> Iterator[Picture]:
-    """The pictures of all requests, those with the same models one after the other. Pictures whose fingerprint is
-    `there` are left out. `progress` counts pictures."""
+    """The pictures of all requests, those with the same models one after the other, and several of those that ask alike
+    together. Pictures whose fingerprint is `there` are left out. `progress` counts pictures."""
     first: dict[Any, int] = {}
     for number, request in enumerate(requests):
         first.setdefault(models_of(request), number)
@@ -85,21 +86,31 @@ def paint_many(
     progress(0, total)
     for request in requests:
         execution.check(device, request.walked_steps)
-    for number in order:
-        request = requests[number]
-        plan = make_plan(request, say)
-        settings = record(plan, device=device, dtype=dtype, execution=execution)
-        wanted = [seed for seed in request.seeds if fingerprint(settings | request.of_picture(seed)) not in there]
-        done += request.num - len(wanted)
-        if not wanted:
+    plans = (make_plan(requests[number], say) for number in order)
+    for plan, run in runs_of(batches_of_all(plans)):
+        wanted: list[bool] = []
+        batches = []
+        for batch in run:
+            missing = [
+                fingerprint(record(job.plan, device=device, dtype=dtype, execution=execution) | batch.record(place))
+                not in there
+                for place, job in enumerate(batch.jobs)
+            ]
+            done += missing.count(False)
+            if any(missing):
+                batches.append(batch)
+                wanted += missing
+        if not batches:
             continue
-        if models is None or loaded != models_of(request):
+        if models is None or loaded != models_of(plan.request):
             models = None  # the old ones leave the memory before others enter
-            models, loaded = load_models(plan, device=execution.home(device), dtype=dtype), models_of(request)
-        for picture in paint(plan, models, device=device, execution=execution, seeds=wanted, say=say):
-            done += 1
-            progress(done, total)
-            yield picture
+            models, loaded = load_models(plan, device=execution.home(device), dtype=dtype), models_of(plan.request)
+        pictures = paint(plan, models, device=device, execution=execution, batches=batches, say=say)
+        for picture, is_wanted in zip(pictures, wanted, strict=True):
+            if is_wanted:
+                done += 1
+                progress(done, total)
+                yield picture
 
 
 def models_of(request: Request) -> Any:

@@ -13,8 +13,7 @@ from controlkit.errors import RequestError
 from controlkit.generation.controls import fit_picture
 from controlkit.generation.execution import set_tiling
 from controlkit.generation.inpainting import repainting
-from controlkit.generation.prompts import prompt_arguments
-from controlkit.generation.tasks import pipeline_and_arguments, seams
+from controlkit.generation.tasks import arguments_of, pipeline_of, seams, side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from controlkit.generation.batches import Batch
     from controlkit.generation.execution import Execution
     from controlkit.generation.generate import Models
     from controlkit.generation.plan import Plan
@@ -39,9 +39,9 @@ class Pass:
         self.steps = plan.request.walked_steps
         self.parts = self.steps * max(1, len(plan.tiles))
         self.tiled = execution.tiles(plan.size, say)
-        self.pipeline, self.arguments = pipeline_and_arguments(plan, models.parts, models.nets)
+        self.pipeline = pipeline_of(plan, models.parts, models.nets)
         execution.apply(self.pipeline, device, say=say)
-        self.arguments |= prompt_arguments(plan, self.pipeline)
+        self.arguments = arguments_of(plan, self.pipeline)
         self.previews = execution.watch(self.pipeline, self.steps, execution.find_preview_vae(plan.base), device)
 
     @property
@@ -49,8 +49,8 @@ class Pass:
         """Of the networks for a batch: samplers of second order call more than once a step."""
         return self.parts * int(self.pipeline.scheduler.order)
 
-    def walk(self, seeds: list[int], before: Images, after_part: Callable[[int], None]) -> Images:
-        """A picture for each seed, from those of the pass before if there was one. `after_part` hears how many steps
+    def walk(self, batch: Batch, before: Images, after_part: Callable[[int], None]) -> Images:
+        """A picture for each job, from those of the pass before if there was one. `after_part` hears how many steps
         are done, or tiles of steps."""
         pipeline, calls = self.pipeline, count(1)
 
@@ -65,16 +65,18 @@ class Pass:
         if self.plan.tiles:
             pipeline.unet.after_tile = call_ends
 
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed(job.seed) for job in batch.jobs]
+        arguments = {**self.arguments, "num_images_per_prompt": len(generators)}
+        if batch.mixed:
+            arguments = side_by_side([arguments_of(job.plan, pipeline) for job in batch.jobs])
         start = {"image": [self._enlarged(image) for image in before]} if before else {}
         set_tiling(pipeline.vae, self.tiled)
         with seams(self.plan, pipeline, self.nets), self._jumps(generators) as latents:
             painted = pipeline(
-                **self.arguments,
+                **arguments,
                 **start,
                 **latents,
-                num_images_per_prompt=len(seeds),
-                generator=generators[0] if len(seeds) == 1 else generators,
+                generator=generators[0] if len(generators) == 1 else generators,
                 callback_on_step_end=step_ends,
                 output_type="np",
             ).images

@@ -8,6 +8,7 @@ ComfyUI go from the empty prompt's embedding w times the way, and their prompts 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +17,14 @@ from controlkit.generation.prompt_chunks import Chunk, chunks, empty_chunk
 from controlkit.models.formats.embeddings import rewrite
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from controlkit.generation.plan import Plan
     from controlkit.generation.prompt_syntax import Prompt
+    from controlkit.models.bases import Base
+    from controlkit.models.formats.embeddings import Embedding
 
 # A smaller share of the spread is what rounding leaves of 0 (a layer norm without bias), which nothing restores.
 _NO_MEAN = 1e-4
@@ -31,7 +36,7 @@ def prompt_arguments(plan: Plan, pipeline: Any) -> dict[str, Any]:
     prompt, negative = request.prompts
     read = _Reader(plan, pipeline)
     length = read.length(prompt, negative)
-    if prompt.plain and negative.plain and length == 1 and request.clip_skip == 1:
+    if _is_read_as_text(plan, length):
         return {
             "prompt": rewrite(prompt.text, plan.embeddings),
             "negative_prompt": rewrite(negative.text, plan.embeddings) or None,
@@ -47,6 +52,27 @@ def prompt_arguments(plan: Plan, pipeline: Any) -> dict[str, Any]:
     return arguments
 
 
+def chunks_read(plan: Plan) -> int:
+    """How many chunks of embeddings the prompts become; 0: the pipeline reads them as text."""
+    tokenizers = [_tokenizer(plan.base, suffix) for suffix in plan.base.text_parts()]
+    length = _length(tokenizers, plan.request.prompts, plan.embeddings)
+    return 0 if _is_read_as_text(plan, length) else length
+
+
+@lru_cache(maxsize=2)  # of the base that is painted with
+def _tokenizer(base: Base, suffix: str) -> Any:
+    return base.load(f"tokenizer{suffix}")
+
+
+def _is_read_as_text(plan: Plan, length: int) -> bool:
+    return length == 1 and plan.request.clip_skip == 1 and all(prompt.plain for prompt in plan.request.prompts)
+
+
+def _length(tokenizers: list[Any], prompts: Iterable[Prompt], embeddings: list[Embedding]) -> int:
+    """Chunks of the longest."""
+    return max(len(chunks(each, prompt, embeddings)) for each in tokenizers for prompt in prompts)
+
+
 class _Reader:
     """The tokenizers and text encoders of a pipeline."""
 
@@ -56,8 +82,7 @@ class _Reader:
         self.encoders = [getattr(pipeline, f"text_encoder{suffix}") for suffix in plan.base.text_parts()]
 
     def length(self, *prompts: Prompt) -> int:
-        """Chunks of the longest."""
-        return max(len(chunks(each, prompt, self.embeddings)) for each in self.tokenizers for prompt in prompts)
+        return _length(self.tokenizers, prompts, self.embeddings)
 
     def __call__(self, prompt: Prompt, length: int, *, skip: int) -> tuple[Tensor, Tensor | None]:
         """(1, tokens, width) in so many chunks, and for SDXL the pooled text of the first."""

@@ -114,7 +114,7 @@ def open_replay(path: Path) -> Replay:
 
 
 def request_of(settings: dict[str, Any]) -> Request:
-    """The request of one picture and those painted together with it, as `record` wrote it down."""
+    """The request of one picture, as `record` wrote it down."""
     image, hires, vae, filler = (settings[name] for name in ("image", "hires", "vae", "inpaint_controlnet"))
     return Request(
         controls=tuple(
@@ -142,9 +142,7 @@ def request_of(settings: dict[str, Any]) -> Request:
         # A mask has that of its picture, and what is upscaled follows from its own.
         size=None if settings["mask"] or settings["upscale"] else (settings["width"], settings["height"]),
         cfg_interval=(settings["cfg_interval"][0], settings["cfg_interval"][1]),
-        seed=settings["together"][0],
-        num=len(settings["together"]),
-        batch_size=len(settings["together"]),
+        seed=settings["seed"],
         **{name: settings[name] for name in _AS_THEY_ARE},
     )
 

@@ -316,17 +316,6 @@ class Request:
         """One a picture."""
         return list(range(self.seed, self.seed + self.num))
 
-    @property
-    def batches(self) -> list[list[int]]:
-        """The seeds of the pictures that are painted together."""
-        return [self.seeds[start : start + self.batch_size] for start in range(0, self.num, self.batch_size)]
-
-    def of_picture(self, seed: int) -> dict[str, Any]:
-        """What the settings say of one picture alone: its seed, and those that it shared a batch with, itself among
-        them, since kernels round otherwise at another batch size."""
-        (together,) = [batch for batch in self.batches if seed in batch]
-        return {"seed": seed, "together": together}
-
     def second_pass(self, hires: Hires, size: tuple[int, int]) -> Request:
         """What is asked of the second pass: to start from the picture of the first, all else alike."""
         return replace(self, hires=None, image=FIRST_PASS, strength=hires.strength, size=size)

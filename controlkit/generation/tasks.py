@@ -10,30 +10,35 @@ from controlkit.generation.interval import WHOLE, guided_within
 from controlkit.generation.joining import hint_of
 from controlkit.generation.modes import BALANCED, control_modes, is_guess_mode
 from controlkit.generation.pipelines import FROM_PICTURE, FROM_TEXT, INPAINTED, make_pipeline
+from controlkit.generation.prompts import prompt_arguments
 from controlkit.generation.rescale import has_own_rescale, rescaled_guidance
 from controlkit.generation.residuals import weighed_residuals
 from controlkit.generation.silent import asked_every, control_both_halves, control_conditional_half, silenced
 from controlkit.generation.tiled import in_tiles
+from controlkit.models.map_hint import to_control
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from controlkit.generation.inpainting import Canvas
     from controlkit.generation.plan import Plan
 
 T = TypeVar("T")
 
 
-def pipeline_and_arguments(plan: Plan, parts: dict[str, Any], nets: list[Any]) -> tuple[Any, dict[str, Any]]:
-    """The pipeline of a plan's task, and everything to call it with but prompts, seeds, callbacks and what the first
-    pass painted."""
-    masked = plan.canvas if not plan.request.repaints else None
-    task = INPAINTED if masked else FROM_PICTURE if _starts(plan) else FROM_TEXT
+def pipeline_of(plan: Plan, parts: dict[str, Any], nets: list[Any]) -> Any:
+    """The pipeline of a plan's task, over these networks."""
     controlnets = [silenced(nets)] if nets else []
     if plan.tiles:
         parts, controlnets = in_tiles(plan.tiles, plan.base.vae_factor, parts, nets)
-    pipeline = make_pipeline(task, plan.base, parts, controlnets, plan.scheduler)
-    arguments = _common(plan)
-    if nets:
+    return make_pipeline(_task(plan), plan.base, parts, controlnets, plan.scheduler)
+
+
+def arguments_of(plan: Plan, pipeline: Any) -> dict[str, Any]:
+    """Everything to call its pipeline with but seeds, callbacks and what the first pass painted."""
+    task, masked = _task(plan), _masked(plan)
+    arguments = _common(plan) | prompt_arguments(plan, pipeline)
+    if plan.nets:
         arguments |= _of_controls(plan, "image" if task == FROM_TEXT else "control_image")
     if task == FROM_PICTURE:
         arguments["strength"] = plan.request.noise_share
@@ -42,11 +47,32 @@ def pipeline_and_arguments(plan: Plan, parts: dict[str, Any], nets: list[Any]) -
     if masked:
         arguments |= {"image": _pil(masked.shown), "mask_image": _pil(masked.mask)}
         arguments["strength"] = plan.request.noise_share
-    if task != FROM_PICTURE or nets:  # img2img alone paints at its picture's size
+    if task != FROM_PICTURE or plan.nets:  # img2img alone paints at its picture's size
         arguments |= {"width": plan.size[0], "height": plan.size[1]}
     if plan.request.cfg_rescale and has_own_rescale(pipeline):
         arguments["guidance_rescale"] = plan.request.cfg_rescale
-    return pipeline, arguments
+    return arguments
+
+
+def side_by_side(each: list[dict[str, Any]]) -> dict[str, Any]:
+    """The arguments of a call that paints a picture for each of these, which differ in prompts, maps and pictures."""
+    return {name: _joined([arguments[name] for arguments in each]) for name in each[0]}
+
+
+def _joined(values: list[Any]) -> Any:
+    """Texts and pictures as a list, embeddings and maps one behind the other, those of several ControlNets each by
+    themselves; and what all agree in as it is."""
+    import torch
+    from PIL.Image import Image
+
+    first = values[0]
+    if isinstance(first, str | Image):
+        return values
+    if isinstance(first, torch.Tensor):
+        return torch.cat(values)
+    if isinstance(first, list) and isinstance(first[0], torch.Tensor):
+        return [torch.cat(of_net) for of_net in zip(*values, strict=True)]
+    return first
 
 
 @contextmanager
@@ -72,9 +98,16 @@ def seams(plan: Plan, pipeline: Any, nets: list[Any]) -> Iterator[None]:
         yield
 
 
-def _starts(plan: Plan) -> bool:
-    """From a picture: one of a file, or one of the first pass."""
-    return plan.request.image is not None and plan.canvas is None
+def _task(plan: Plan) -> str:
+    if _masked(plan):
+        return INPAINTED
+    starts = plan.request.image is not None and plan.canvas is None  # from a file, or from the first pass
+    return FROM_PICTURE if starts else FROM_TEXT
+
+
+def _masked(plan: Plan) -> Canvas | None:
+    """What the pipeline is told of a mask, unless RePaint sees to it."""
+    return plan.canvas if not plan.request.repaints else None
 
 
 def _common(plan: Plan) -> dict[str, Any]:
@@ -121,7 +154,7 @@ def _map(plan: Plan, number: int) -> Any:
     net, places = plan.controlnets[number], plan.read_by(number)
     if net.is_union:
         return hint_of(net, [plan.maps[place] for place in places], [plan.fitted[place] for place in places])
-    return _pil(plan.fitted[places[0]])
+    return to_control(plan.fitted[places[0]])[None]
 
 
 def _pil(pixels: Any) -> Any:

@@ -67,7 +67,8 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
         "sampler": "ddim", "steps": 3, "cfg": 3.5,
         "eta": 0.0, "cfg_interval": [0.0, 1.0], "cfg_rescale": 0.0, "clip_skip": 1, "resize": "crop",
         "control_half": False, "control_every": 1, "vae_tiling": False,
-        "seed": 4, "together": [4], "width": 64, "height": 48, "annotate": False, "image": None, "mask": None,
+        "seed": 4, "batch": {"size": 1, "place": 0, "mixed": False},
+        "width": 64, "height": 48, "annotate": False, "image": None, "mask": None,
         "inpaint_controlnet": None, "hires": None, "upscale": None, "compile": None, "device": "cpu",
         "dtype": "float32",
         "base": {
@@ -88,7 +89,7 @@ def test_the_png_holds_every_setting(nets, edge, tmp_path):
 
 def test_a_request_has_no_setting_that_the_png_lacks():
     """A new field of a request must be written down with the picture."""
-    fields = set(Request.__dataclass_fields__) - {"num", "batch_size"}  # these are "together"
+    fields = set(Request.__dataclass_fields__) - {"num", "batch_size"}  # these are "batch"
     written = {"prompt", "negative", "plain_prompt", "base", "controls", "sampler", "steps", "cfg", "seed", "annotate"}
     written |= {"vae", "loras", "hypernetworks", "embeddings", "control_half", "control_every"}
     written |= {"image", "mask", "hires", "upscale", "eta", "cfg_interval", "cfg_rescale", "clip_skip", "resize"}

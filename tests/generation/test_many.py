@@ -1,6 +1,7 @@
 """Several pictures: painted together, or from a file of requests, alone and by two processes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,8 @@ def test_a_batch_is_its_pictures_painted_alone(base, task, nets, small, start):
         for seed in (5, 6, 7):
             assert np.abs(alone[seed].image.astype(int) - together[seed].image).max() <= 1, (sampler, seed)
         assert np.abs(alone[5].image.astype(int) - alone[6].image).max() > 1
-        assert [together[seed].settings["together"] for seed in (5, 6, 7)] == [[5, 6], [5, 6], [7]]
+        places = [(made["size"], made["place"]) for made in (together[seed].settings["batch"] for seed in (5, 6, 7))]
+        assert places == [(2, 0), (2, 1), (1, 0)]
 
 
 def test_clip_skip_and_mixed_modes_go_with_batches(nets, small):
@@ -121,10 +123,10 @@ def test_a_line_is_the_command_line_of_its_options(nets, small, start, tmp_path,
         ]
     ):
         generate(*COMMON, *arguments, "--out", tmp_path / f"{number}.png")
-    by_settings = {many.fingerprint({**read_settings(path), "together": 0}): path for path in paths}
+    by_settings = {many.fingerprint({**read_settings(path), "batch": 0}): path for path in paths}
     for number in range(3):
         alone = tmp_path / f"{number}.png"
-        found = by_settings[many.fingerprint({**read_settings(alone), "together": 0})]
+        found = by_settings[many.fingerprint({**read_settings(alone), "batch": 0})]
         assert np.array_equal(pixels(found), pixels(alone))
     assert len(paths) == 4
 
@@ -150,6 +152,110 @@ def test_what_is_there_is_not_painted_again(tmp_path, capsys, monkeypatch):
     assert (len(answer["pictures"]), answer["kept"], len(loads)) == (1, 4, 1)
     again = answer["pictures"][0]["path"]
     assert (tmp_path / "many" / again.split("/")[-1]).read_bytes() == whole[lost]
+
+
+SHARED = {"steps": 2, "cfg": 3.0, "size": (48, 32)}
+
+
+@pytest.fixture
+def other(tmp_path):
+    path = tmp_path / "other.png"
+    Image.fromarray(edges_of(draw_photo(8, 48, 32))).save(path)
+    return path
+
+
+def asked(task, nets, maps, start):
+    """Three requests that ask alike: a net, two with a mode each, SDXL, weighted prompts, from a picture."""
+    base = "random-sdxl" if task == "sdxl" else "random-sd15"
+    names = [str(nets[base])] + ([str(nets["second"])] if task == "two nets" else [])
+    words = ["a red ball", "a (blue:1.4) cone" if task == "weighted" else "a blue cone", "x"]
+    return [
+        Request(
+            base=base,
+            prompt=words[number],
+            negative=["y", "z", "z"][number] if task != "sdxl" else "",
+            seed=[5, 5, 9][number],
+            controls=tuple(
+                Control(file=maps[(number + place) % 2], weight=0.5, mode=["balanced", "prompt"][place])
+                for place in range(len(names))
+            ),
+            controlnets=tuple(Net(name=name) for name in names),
+            image=(start if number else maps[0]) if task == "picture" else None,
+            batch_size=3,
+            **{**SHARED, "clip_skip": 2 if task == "weighted" else 1},
+        )
+        for number in range(3)
+    ]
+
+
+def many_painted(requests, there=frozenset()):
+    return list(many.paint_many(requests, **CPU, there=set(there), say=silent, progress=silent))
+
+
+@pytest.mark.parametrize("task", ["text", "picture", "two nets", "sdxl", "weighted"])
+def test_requests_that_ask_alike_are_painted_together(task, nets, small, other, start, monkeypatch):
+    """Each as it would be alone, in a third of the UNet's calls."""
+    calls = []
+
+    def counted(plan, **how):
+        models = load_models(plan, **how)
+        models.parts["unet"].register_forward_hook(lambda unet, inputs, output: calls.append(len(inputs[0])))
+        return models
+
+    monkeypatch.setattr(many, "load_models", counted)
+    requests = asked(task, nets, [small, other], start)
+    together = many_painted(requests)
+    walked = requests[0].walked_steps
+    assert calls == [2 * 3] * walked
+    for number, (request, made) in enumerate(zip(requests, together, strict=True)):
+        (alone,) = many_painted([replace(request, batch_size=1)])
+        assert np.abs(alone.image.astype(int) - made.image).max() <= 1
+        assert made.settings == alone.settings | {"batch": {"size": 3, "place": number, "mixed": True}}
+    assert np.abs(together[0].image.astype(int) - together[1].image).max() > 1
+
+
+def test_requests_that_ask_otherwise_are_painted_apart(nets, small, start):
+    """Each of these differs from the one before in what a call of the pipeline has one of."""
+    common = {"base": "random-sd15", "prompt": "a", "batch_size": 4, **SHARED, "steps": 1}
+    control = {"controls": (Control(file=small),), "controlnets": (Net(name=str(nets["random-sd15"])),)}
+    requests = [
+        Request(**common),
+        Request(**common | {"cfg": 2.0}),
+        Request(**common | {"cfg": 2.0, "size": (32, 32)}),
+        Request(**common | {"cfg": 2.0, "size": (32, 32), "prompt": "a " * 100}),
+        Request(**common, **control),
+        Request(**common, **{**control, "controls": (replace(control["controls"][0], weight=0.5),)}),
+        Request(**common, image=start, strength=1.0),
+    ]
+    sizes = [made.settings["batch"]["size"] for made in many_painted(requests)]
+    assert sizes == [1] * len(requests)
+    alike = many_painted([requests[0], replace(requests[0], seed=3)])
+    assert [made.settings["batch"]["size"] for made in alike] == [2, 2]
+
+
+def test_a_picture_of_a_mixed_batch_comes_again(nets, small, tmp_path, capsys):
+    """By --replay, and where it was lost: with the company that it had."""
+    file = lines(
+        tmp_path / "r.jsonl",
+        {"prompt": "a red ball", "seed": 4, "num": 2},
+        {"prompt": "a blue cone", "seed": 4, "control": f"{small}@0.5", "controlnet": str(nets["random-sd15"])},
+        {"prompt": "a cone", "seed": 7},
+        {"prompt": "a ball", "seed": 8, "num": 2},
+    )
+    run = ["--requests", file, *COMMON, "--batch-size", 4, "--out", tmp_path / "many", "--json"]
+    generate(*run)
+    paths = [Path(each["path"]) for each in json.loads(capsys.readouterr().out)["pictures"]]
+    made = {path: path.read_bytes() for path in paths}
+    batches = [read_settings(path)["batch"] for path in paths]  # those of other models come last
+    assert [batch["size"] for batch in batches] == [4, 4, 4, 4, 1, 1]
+    assert [batch["mixed"] for batch in batches] == [True] * 4 + [False] * 2
+    paths[1].unlink()
+    generate(*run)
+    (again,) = [Path(each["path"]) for each in json.loads(capsys.readouterr().out)["pictures"]]
+    assert again.read_bytes() == made[paths[1]]
+    generate("--replay", paths[3], "--out", tmp_path / "replayed.png")
+    assert "bit for bit" in capsys.readouterr().err
+    assert (tmp_path / "replayed.png").read_bytes() == made[paths[3]]
 
 
 def test_models_are_loaded_once_for_requests_alike(tmp_path, monkeypatch):
