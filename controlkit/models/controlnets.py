@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
     import torch
     from diffusers import ControlNetModel, UNet2DConditionModel
+    from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
+
+
+SILU_GAIN = 1.6765
+"""1 / sqrt(E[silu(z)²]) of a standard normal z: a layer whose weights have this spread, over the root of the number of
+its inputs, hands on as much as it is given."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,8 @@ def make_controlnet(
         if controlnet.config["in_channels"] != latent_channels:
             torch.manual_seed(seed)
             controlnet = ControlNetModel.from_config({**controlnet.config, "in_channels": latent_channels})
+        torch.manual_seed(seed)
+        let_maps_through(controlnet.controlnet_cond_embedding)
     own = controlnet.state_dict()
     weights = unet.state_dict() if weights is None else weights
     copied = {key: value for key, value in weights.items() if key in own}
@@ -156,6 +164,21 @@ def make_controlnet(
     strange = [key for key in left.missing_keys if not key.startswith("controlnet_")]
     assert not strange, f"not in the UNet: {strange}"
     return controlnet
+
+
+def let_maps_through(encoder: ControlNetConditioningEmbedding) -> None:
+    """Draw the weights of a hint encoder anew, so that a map is as strong behind its layers as before them.
+
+    As PyTorch draws them, each layer keeps a third of what the map says and adds a bias of its own: behind the seven
+    layers for SD's VAE some hundred-thousandths are left beside a hundredth of bias. A training then has next to
+    nothing to learn from, and walks for long before it suddenly sees the map. The last convolution stays zero.
+    """
+    import torch
+
+    for layer in [encoder.conv_in, *encoder.blocks]:
+        fan_in = layer.weight[0].numel()
+        torch.nn.init.normal_(layer.weight, std=SILU_GAIN / fan_in**0.5)
+        torch.nn.init.zeros_(layer.bias)
 
 
 def begin_controlnet(

@@ -3,10 +3,19 @@
 import pytest
 import torch
 from diffusers import ControlNetModel
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
+from torch.nn import functional as F
 
 from controlkit.errors import RequestError
 from controlkit.models.bases import find_base
-from controlkit.models.controlnets import find_controlnet, hint_channels, make_controlnet, save_controlnet
+from controlkit.models.controlnets import (
+    SILU_GAIN,
+    find_controlnet,
+    hint_channels,
+    let_maps_through,
+    make_controlnet,
+    save_controlnet,
+)
 from controlkit.models.random_base import RANDOM_BASES, build_random_base
 
 
@@ -92,6 +101,41 @@ def test_the_hint_encoder_is_a_function_of_the_seed():
     first, again, other = (make(base, seed)[1].state_dict()[key] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_a_layer_hands_on_as_much_as_it_is_given():
+    """The gain's closed form, by numeric integration."""
+    z = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
+    density = torch.exp(-(z**2) / 2) / (2 * torch.pi) ** 0.5
+    spread = float(torch.trapezoid(F.silu(z) ** 2 * density, z)) ** 0.5
+    assert SILU_GAIN * spread == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8, 16])
+@pytest.mark.parametrize("kind", ["lines", "ramp"])
+@torch.no_grad()
+def test_a_map_is_as_strong_behind_the_hint_encoder_as_before_it(factor, kind):
+    """What differs from a black map, before the last convolution, which is zero. As PyTorch draws them it fades."""
+    control = torch.zeros(1, 3, 256, 256)
+    if kind == "lines":
+        control[..., ::32, :] = control[..., ::32] = 1
+    else:
+        control += torch.linspace(0, 1, 256)
+
+    def kept(encoder):
+        features = [control, torch.zeros_like(control)]
+        for layer in [encoder.conv_in, *encoder.blocks]:
+            features = [F.silu(layer(each)) for each in features]
+        return float((features[0] - features[1]).pow(2).mean().sqrt() / control.pow(2).mean().sqrt())
+
+    torch.manual_seed(0)
+    encoder = ControlNetConditioningEmbedding(64, 3, hint_channels(factor))
+    before = kept(encoder)
+    let_maps_through(encoder)
+    assert 0.3 < kept(encoder) < 5
+    assert before < 0.1 * 0.5 ** (len(encoder.blocks) / 2)
+    assert not encoder.conv_out.weight.any()
+    assert not encoder.conv_out.bias.any()
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):
