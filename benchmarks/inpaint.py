@@ -35,6 +35,7 @@ import controlkit.toybox.register  # noqa: F401  (the world's readers)
 from annotators import ANNOTATORS
 from controlkit.errors import RequestError
 from controlkit.files import atomic_write_bytes
+from controlkit.generation.batches import Batch, Job
 from controlkit.generation.generate import load_models, paint
 from controlkit.generation.options import request_of
 from controlkit.generation.plan import make_plan
@@ -115,20 +116,23 @@ class Painter:
         self.way, self.options, self.device, self.folder = way, options, device, folder
         self.models, self.weights = None, []
 
-    def paint(self, scene, number, kind):
-        """The picture and its seconds."""
-        plan = plan_of(scene, kind, {**self.options, "seed": number})
-        self.weights = self.weights or [weights_sha256(each.folder) for each in (plan.base, *plan.nets)]
-        made_with = {"options": {**self.options, "seed": number}, "weights": self.weights}
-        path = self.folder / f"{number:05d}-{kind}-{self.way}.png"
-        if path.exists() and (kept := read_settings(path)).items() >= made_with.items():
-            return np.asarray(Image.open(path)), kept["seconds"]
-        self.models = self.models or load_models(plan, device=self.device, dtype=torch.float32)
+    def paint(self, scenes, cells):
+        """The pictures of (number, kind), painted together, and the seconds of each."""
+        plans = [plan_of(scenes[number], kind, {**self.options, "seed": number}) for number, kind in cells]
+        self.weights = self.weights or [weights_sha256(each.folder) for each in (plans[0].base, *plans[0].nets)]
+        made_with = {"options": self.options, "weights": self.weights, "together": len(cells)}
+        paths = [self.folder / f"{number:05d}-{kind}-{self.way}.png" for number, kind in cells]
+        kept = [read_settings(path) if path.exists() else {} for path in paths]
+        if all(settings.items() >= made_with.items() for settings in kept):
+            return [(np.asarray(Image.open(path)), each["seconds"]) for path, each in zip(paths, kept, strict=True)]
+        self.models = self.models or load_models(plans[0], device=self.device, dtype=torch.float32)
+        batch = Batch(tuple(Job(plan, plan.request.seed) for plan in plans), mixed=True)
         begun = time.perf_counter()
-        (made,) = paint(plan, self.models, device=self.device)
-        seconds = time.perf_counter() - begun
-        atomic_write_bytes(path, encode_picture(made.image, {**made_with, "seconds": seconds}))
-        return made.image, seconds
+        made = list(paint(plans[0], self.models, device=self.device, batches=[batch]))
+        seconds = (time.perf_counter() - begun) / len(made)
+        for path, each in zip(paths, made, strict=True):
+            atomic_write_bytes(path, encode_picture(each.image, {**made_with, "seconds": seconds}))
+        return [(each.image, seconds) for each in made]
 
 
 def main() -> None:
@@ -139,6 +143,7 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--model", help="a base that reads masks [default: toybox-9ch, where it comes along]")
     parser.add_argument("--controlnet", help="a ControlNet for inpainting [default: toybox-inpaint, likewise]")
+    parser.add_argument("--batch-size", type=int, default=8, help="pictures painted together")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="these alone")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what is painted here, and go on from it")
     parser.add_argument("--sheet", type=Path, help="a PNG: for each kind the hole, what each way painted, the picture")
@@ -157,9 +162,15 @@ def main() -> None:
                 print(f"{way} is left out: {reason}")
                 continue
             painters.append(Painter(way, options, device, arguments.keep or Path(folder)))
+        cells = list(product(range(arguments.num), KINDS))
+        painted = {}
+        for start, painter in product(range(0, len(cells), arguments.batch_size), painters):
+            together = cells[start : start + arguments.batch_size]
+            for (number, kind), made in zip(together, painter.paint(scenes, together), strict=True):
+                painted[number, kind, painter.way] = made
         for number, kind, painter in product(range(arguments.num), KINDS, painters):
             picture, _, masks, *_ = scenes[number]
-            image, seconds = painter.paint(scenes[number], number, kind)
+            image, seconds = painted[number, kind, painter.way]
             hole = np.asarray(Image.open(masks[kind]).convert("L")) > HOLE
             difference = np.abs(image.astype(np.int16) - picture)
             figures = measured[kind, painter.way]
@@ -177,7 +188,8 @@ def main() -> None:
     gpu = device.type == "cuda"
     machine = torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
     print(f"{machine} · torch {torch.__version__} · diffusers {diffusers.__version__}")
-    print(f"{arguments.num} pictures, {SIZE} px, {arguments.steps} steps of ddim, cfg {arguments.cfg:g}")
+    size = f"{SIZE} px, {arguments.batch_size} together"
+    print(f"{arguments.num} pictures, {size}, {arguments.steps} steps of ddim, cfg {arguments.cfg:g}")
     print(f"{'':22s}{'hole error':>12s}{'seam':>8s}{'fidelity':>10s}{'outside':>9s}{'seconds':>9s}")
     for (kind, way), each in measured.items():
         share = fidelity(captions, asked, judge(network, each["picture"]))["prompt_fidelity"].mean

@@ -50,7 +50,7 @@ class Repaint:
         window: tuple[float, float] = (0.0, 1.0),
         strength: float = 1.0,
     ) -> None:
-        """`known` (B or 1, C, h, w); `hole` (1, 1, h, w)."""
+        """`known` (B or 1, C, h, w); `hole` (B or 1, 1, h, w)."""
         kind = type(inner).__name__
         if kind not in (*_VARIANCE_PRESERVING, *_SIGMAS):
             raise ValueError(

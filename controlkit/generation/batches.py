@@ -1,13 +1,13 @@
 """Which pictures are painted together: those of one request, or of several that ask alike.
 
-Requests ask alike if they differ in prompts, seeds, and the files of maps and pictures alone. Who is painted with whom
-follows from the requests and not from what is there already, since kernels round otherwise in another batch: a picture
-that is painted again has the same company.
+Requests ask alike if they differ in prompts, seeds, and the files of maps, pictures and masks alone. Who is painted
+with whom follows from the requests and not from what is there already, since kernels round otherwise in another batch:
+a picture that is painted again has the same company.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from controlkit.generation.prompts import chunks_read
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from controlkit.generation.plan import Plan
 
-_OF_EACH = ("prompt", "negative", "plain_prompt", "seed", "num", "controls", "image")
+_OF_EACH = ("prompt", "negative", "plain_prompt", "seed", "num", "controls", "image", "mask")
 """Fields of a request in which those painted together may differ."""
 
 
@@ -98,12 +98,14 @@ def _together(jobs: Sequence[Job]) -> Batch:
 def _asks(plan: Plan) -> Any:
     """Equal for plans whose pictures can share a batch; None if they can only with others of the same plan."""
     request = plan.request
-    if request.batch_size == 1 or request.mask or request.hires or request.upscale or any(plan.regions):
+    if request.batch_size == 1 or request.hires or request.upscale or any(plan.regions):
         return None
     controls = [
         (control_map.type, control.weight, control.start, control.end, control.mode, control.layers)
         for control_map, control in zip(plan.maps, request.controls, strict=True)
     ]
     shared = [getattr(request, field.name) for field in fields(Request) if field.name not in _OF_EACH]
+    mask = replace(request.mask, file=None) if request.mask else None
     # Without a negative prompt SDXL is told zeros, with one its text.
-    return shared, controls, plan.readers, plan.size, bool(request.image), bool(request.negative), chunks_read(plan)
+    told = (mask, bool(request.image), bool(request.negative), chunks_read(plan))
+    return shared, controls, plan.readers, plan.size, told

@@ -113,8 +113,7 @@ def paint(
                 name = "hires-" if each.plan is plan.second else ""
                 for seen, taken in zip(early, each.previews.take(), strict=True):
                     seen.update({f"{name}{step}": png for step, png in taken.items()})
-        if plan.canvas:
-            images = [plan.canvas.finish(image) for image in images]
         for place, (job, image, seen) in enumerate(zip(batch.jobs, images, early, strict=True)):
+            image = job.plan.canvas.finish(image) if job.plan.canvas else image
             settings = record(job.plan, device=device, dtype=dtype, execution=execution) | batch.record(place)
             yield Picture(image, job.seed, settings, made_maps(job.plan), seen)

@@ -103,7 +103,7 @@ class Canvas:
 @contextmanager
 def repainting(
     pipeline: Any,
-    canvas: Canvas,
+    canvases: list[Canvas],
     mask: Mask,
     *,
     steps: int,
@@ -111,15 +111,15 @@ def repainting(
     generators: list[torch.Generator],
 ) -> Iterator[dict[str, Any]]:
     """A text-to-image pipeline, with or without ControlNets, walks as RePaint does as long as the block lasts; it is to
-    be called with what this gives, for as many pictures as there are generators."""
+    be called with what this gives, for as many pictures as there are generators: of one canvas, or each of its own."""
     from diffusers.utils.torch_utils import randn_tensor
 
     inner = pipeline.scheduler
-    known = encode(pipeline.vae, canvas.shown)
+    known = torch.cat([encode(pipeline.vae, canvas.shown) for canvas in canvases])
     scheduler = make_repaint(
         inner,
         known,
-        latent_hole(canvas.hole, pipeline.vae_scale_factor),
+        torch.cat([latent_hole(canvas.hole, pipeline.vae_scale_factor) for canvas in canvases]),
         jump=mask.jump,
         samples=mask.samples,
         window=mask.window,

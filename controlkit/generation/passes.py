@@ -71,7 +71,7 @@ class Pass:
             arguments = side_by_side([arguments_of(job.plan, pipeline) for job in batch.jobs])
         start = {"image": [self._enlarged(image) for image in before]} if before else {}
         set_tiling(pipeline.vae, self.tiled)
-        with seams(self.plan, pipeline, self.nets), self._jumps(generators) as latents:
+        with seams(self.plan, pipeline, self.nets), self._jumps(batch, generators) as latents:
             painted = pipeline(
                 **arguments,
                 **start,
@@ -91,14 +91,15 @@ class Pass:
 
         return Image.fromarray(fit_picture(image, "the first pass", self.plan.size, lambda text: None))
 
-    def _jumps(self, generators: list[torch.Generator]) -> AbstractContextManager[dict[str, Any]]:
+    def _jumps(self, batch: Batch, generators: list[torch.Generator]) -> AbstractContextManager[dict[str, Any]]:
         """Where a mask is painted by RePaint, its walk; else the sampler's own."""
-        request, canvas = self.plan.request, self.plan.canvas
-        if canvas is None or request.mask is None or not request.repaints:
+        request, plans = self.plan.request, [job.plan for job in batch.jobs] if batch.mixed else [self.plan]
+        canvases = [plan.canvas for plan in plans if plan.canvas]
+        if not canvases or request.mask is None or not request.repaints:
             return nullcontext({})
         return repainting(
             self.pipeline,
-            canvas,
+            canvases,
             request.mask,
             steps=request.steps,
             strength=request.noise_share,

@@ -1,5 +1,7 @@
 """The model that reads masks and the ControlNet that reads the hole: diffusers' pipelines, nothing changed outside."""
 
+from dataclasses import replace
+
 import cv2
 import diffusers
 import numpy as np
@@ -9,6 +11,8 @@ from PIL import Image
 
 from controlkit.cli.main import main
 from controlkit.generation.inpainting import Canvas, whole_cells
+from controlkit.generation.many import paint_many
+from controlkit.generation.options import request_of
 from controlkit.generation.settings import read_settings
 from controlkit.models import bases
 from controlkit.models.bases import find_base
@@ -113,6 +117,35 @@ def test_odd_sizes_thin_strokes_and_several_pictures_replayed(files, tmp_path, w
     assert (pixels(one) != pixels(other)).any()
     assert main(["generate", "--replay", str(other), "--out", str(tmp_path / "again.png")]) == 0
     assert "bit for bit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("way", ["repaint", "model", "controlnet"])
+def test_several_masked_pictures_are_painted_together(files, tmp_path, way):
+    """Requests with pictures and masks of their own: each as it is alone, and outside its own hole its own file."""
+    net = {"controlnet": f"inpaint={files / 'random-sd15-hole'}"} if way == "controlnet" else {}
+    requests, holes = [], []
+    for number, prompt in enumerate(("a ball", "a cone", "a box")):
+        mask = np.zeros((48, 64), np.uint8)
+        mask[8 * number : 8 * number + 17, 10 : 30 + 8 * number] = 255
+        Image.fromarray(mask).save(tmp_path / f"mask{number}.png")
+        Image.fromarray(draw_photo(number, 64, 48)).save(tmp_path / f"{number}.png")
+        of_each = {"image": str(tmp_path / f"{number}.png"), "mask": str(tmp_path / f"mask{number}.png")}
+        options = {**of_each, "prompt": prompt, "seed": number, "base": "random-sd15", "inpaint": way, **net}
+        requests.append(request_of({**options, "steps": 6, "feather": 0, "batch-size": 3, "sampler": "ddim"}))
+        holes.append(mask > 0)
+
+    def painted(requests):
+        how = {"device": torch.device("cpu"), "dtype": torch.float32, "there": set()}
+        return list(paint_many(requests, **how, say=lambda text: None, progress=lambda done, total: None))
+
+    together = painted(requests)
+    assert [made.settings["batch"]["size"] for made in together] == [3, 3, 3]
+    for number, (request, made) in enumerate(zip(requests, together, strict=True)):
+        (alone,) = painted([replace(request, batch_size=1)])
+        assert np.abs(alone.image.astype(int) - made.image).max() <= 1
+        picture = draw_photo(number, 64, 48)
+        assert (made.image == picture)[~holes[number]].all()
+        assert (made.image != picture)[holes[number]].any(axis=1).mean() > 0.9
 
 
 def test_a_stroke_of_one_pixel_keeps_all_its_cells():

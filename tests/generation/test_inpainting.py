@@ -40,7 +40,7 @@ def pipeline_of(name, sampler, nets=1):
 
 
 def repaint(pipeline, canvas, mask, arguments, *, steps, generator, strength=1.0):
-    walking = repainting(pipeline, canvas, mask, steps=steps, strength=strength, generators=[generator])
+    walking = repainting(pipeline, [canvas], mask, steps=steps, strength=strength, generators=[generator])
     with walking as latents:
         painted = pipeline(
             **arguments, **latents, width=canvas.window.size[0], height=canvas.window.size[1],
