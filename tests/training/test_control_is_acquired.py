@@ -14,8 +14,8 @@ from tests.training.test_train import metrics
 pytestmark = pytest.mark.slow
 
 # Of the config's own steps those in which control has set in; its cosine is cut short alike.
-SHORT = ["steps=500", "samples.every=500", "samples.count=4", "checkpoint_every=500"]
-SCENES = 2000
+SHORT = ["steps=300", "samples.every=300", "samples.count=4", "checkpoint_every=300"]
+SCENES = 1500
 
 
 @pytest.fixture(scope="module")
