@@ -15,6 +15,8 @@ from controlkit.diffusion.samplers import make_sampler
 from controlkit.generation.execution import Execution
 from controlkit.generation.settings import read_settings
 from controlkit.generation.silent import silenced
+from controlkit.generation.tiled import in_tiles
+from controlkit.generation.tiles import tiles_of
 from controlkit.models.bases import find_base
 from controlkit.models.controlnets import make_controlnet
 from tests.conftest import draw_photo
@@ -33,8 +35,9 @@ def edge(tmp_path_factory):
     return path
 
 
-def painter(edge, execution):
-    """A pipeline of two controls as a function. Its networks are as small as they can be: compiling takes long."""
+def painter(edge, execution, tiles=()):
+    """A pipeline of two controls as a function, perhaps in tiles. Its networks are as small as they can be: compiling
+    takes long."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -51,8 +54,11 @@ def painter(edge, execution):
             for name, parameter in net.named_parameters():
                 if name.startswith(("controlnet_down", "controlnet_mid", "controlnet_cond_embedding.conv_out")):
                     parameter.normal_(std=0.2)
+    parts, controlnets = {"unet": unet}, [silenced(nets)]
+    if tiles:
+        parts, controlnets = in_tiles(tiles, 8, parts, nets)
     pipeline = StableDiffusionControlNetPipeline(
-        vae=None, text_encoder=None, tokenizer=None, unet=unet, controlnet=silenced(nets), safety_checker=None,
+        vae=None, text_encoder=None, tokenizer=None, **parts, controlnet=controlnets[0], safety_checker=None,
         scheduler=make_sampler("ddim", find_base("random-sd15").scheduler), feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
@@ -60,7 +66,7 @@ def painter(edge, execution):
     said, texts = [], torch.randn(2, 1, 7, 16)
     execution.apply(pipeline, torch.device("cpu"), say=said.append)
 
-    def paint(weights, ends, cfg=5.0):
+    def paint(weights, ends, cfg=5.0, side=None):
         return pipeline(
             image=[Image.open(edge).convert("RGB")] * 2,
             prompt_embeds=texts[0],
@@ -68,6 +74,8 @@ def painter(edge, execution):
             controlnet_conditioning_scale=weights,
             control_guidance_end=ends,
             guidance_scale=cfg,
+            width=side,
+            height=side,
             num_inference_steps=3,
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
@@ -98,6 +106,37 @@ def test_nothing_is_compiled_again_when_weights_and_windows_change(edge):
     assert (compiled(*ways[0]) - compiled(*ways[1])).abs().max() > 0.01
     assert graphs == graphs[:1] * len(ways)
     assert said == ["UNet and ControlNet are compiled at the first step, which takes minutes; later steps are faster"]
+
+
+@pytest.mark.slow
+def test_two_sizes_of_a_picture_are_compiled_and_no_more(edge):
+    """As in a second pass, whose pictures are larger; back at the first size nothing is compiled again."""
+    torch._dynamo.reset()
+    counters.clear()
+    compiled, _ = painter(edge, Execution(compile="eager"))
+    plain, _ = painter(edge, Execution())
+    graphs = []
+    for weights, side in [([1.0, 0.5], 64), ([1.0, 0.5], 96), ([0.7, 0.0], 64), ([0.3, 1.1], 96)]:
+        way = {"weights": weights, "ends": [1.0, 1.0], "side": side}
+        torch.testing.assert_close(compiled(**way), plain(**way), rtol=0, atol=1e-4)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[1] <= 2 * graphs[0]
+    assert graphs[1:] == graphs[1:2] * 3
+
+
+@pytest.mark.slow
+def test_all_tiles_are_of_one_graph(edge):
+    torch._dynamo.reset()
+    counters.clear()
+    tiles = tiles_of(8, 8, 4)
+    compiled, _ = painter(edge, Execution(compile="eager"), tiles)
+    plain, _ = painter(edge, Execution(), tiles)
+    graphs = []
+    for way in [([1.0, 1.0], [1.0, 1.0]), ([0.5, 1.3], [1.0, 0.6])]:
+        torch.testing.assert_close(compiled(*way), plain(*way), rtol=0, atol=1e-4)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert 0 < graphs[0] < len(tiles) == 9
+    assert graphs[1] == graphs[0]
 
 
 @pytest.fixture
