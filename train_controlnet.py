@@ -205,7 +205,7 @@ def train(
         if "look" in now:
             telemetry.look(step)
         if "sample" in now:
-            painted = sample_grid(models, nets.result(), shown, judges, config.samples, config.seed, processes)
+            painted = sample_grid(models, nets.result(), shown, judges, config, processes)
             if painted is not None:
                 sheet, scores = painted
                 save_png(run.folder / "samples" / f"step-{step:06d}.png", sheet)

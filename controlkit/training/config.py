@@ -99,7 +99,7 @@ class SampleConfig:
     every: int = 500  # steps between sample grids; 0: none
     count: int = 4
     steps: int = 20
-    cfg: float = 7.5
+    cfg: float | None = None  # None: the base's own
     sampler: str = "dpmpp_2m_karras"
     maps: tuple[str, ...] = ()  # files, of several types TYPE=FILE: maps of your own, painted below the dataset's rows
     prompts: tuple[str, ...] = ()  # one for each of them

@@ -21,6 +21,7 @@ from controlkit.diffusion.samplers import make_sampler
 from controlkit.evaluation.obedience import Judge, find_judge
 from controlkit.evaluation.scores import Score
 from controlkit.files import atomic_write_bytes
+from controlkit.models.bases import usual_cfg
 from controlkit.models.inpaint_hint import INPAINT
 from controlkit.models.map_hint import map_hint
 from controlkit.training.config import own_map
@@ -113,18 +114,18 @@ def sample_grid(
     nets: dict[str, Any],
     shown: list[Shown],
     judges: dict[str, Judge],
-    config: SampleConfig,
-    seed: int,
+    config: TrainConfig,
     processes: Processes,
 ) -> tuple[Picture, list[dict[str, Any]]] | None:
     """The grid and its scores on the first process, None on the others; each process paints its share of the rows.
 
     `nets` are the parts of the pipeline that learn, by name, as they are to be shown.
-    The noise of row i comes from seed + i alone, so that grids of one run differ by what was learned, and nothing here
-    touches the random draws of the training.
+    The noise of row i comes from the run's seed + i alone, so that grids of one run differ by what was learned, and
+    nothing here touches the random draws of the training.
     """
-    pipeline = models.pipeline
-    pipeline.scheduler = make_sampler(config.sampler, models.scheduler, steps=config.steps)
+    pipeline, asked = models.pipeline, config.samples
+    pipeline.scheduler = make_sampler(asked.sampler, models.scheduler, steps=asked.steps)
+    cfg = usual_cfg(config.base) if asked.cfg is None else asked.cfg
     trained = {name: getattr(pipeline, name) for name in nets}
     for name, net in nets.items():
         setattr(pipeline, name, for_use(net, models.dtype))
@@ -134,9 +135,9 @@ def sample_grid(
         painted = pipeline(
             prompt=row.prompt,
             image=row.hint[None],
-            num_inference_steps=config.steps,
-            guidance_scale=config.cfg,
-            generator=torch.Generator().manual_seed(seed + number),
+            num_inference_steps=asked.steps,
+            guidance_scale=cfg,
+            generator=torch.Generator().manual_seed(config.seed + number),
             output_type="np",
         ).images[0]
         made = (np.clip(painted, 0, 1) * 255).round().astype(np.uint8)
