@@ -17,7 +17,7 @@ from controlkit.generation.prompt_syntax import Prompt, escaped
 from controlkit.generation.prompts import prompt_arguments, weighed
 from controlkit.generation.request import Request
 from controlkit.generation.settings import read_settings
-from controlkit.generation.tasks import pipeline_and_arguments
+from controlkit.generation.tasks import pipeline_of
 from controlkit.models.bases import find_base
 from controlkit.models.formats.embeddings import find_embeddings
 from tests.conftest import draw_photo
@@ -197,7 +197,7 @@ def given_to(request):
     """The models of a request, and what its pipeline is called with for its prompts."""
     plan = make_plan(request, lambda text: None)
     models = load_models(plan, device="cpu", dtype=torch.float32)
-    return plan, models, prompt_arguments(plan, pipeline_and_arguments(plan, models.parts, models.nets)[0])
+    return plan, models, prompt_arguments(plan, pipeline_of(plan, models.parts, models.nets))
 
 
 @pytest.mark.parametrize(("base", "skip"), [("random-sd15", 0), ("random-sd21", 1), ("random-sdxl", 1)])
