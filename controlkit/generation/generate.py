@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from controlkit.generation.batches import batches_of
 from controlkit.generation.execution import Execution
 from controlkit.generation.limits import refuse_what_cannot_be
-from controlkit.generation.pace import Pace
+from controlkit.generation.pace import Pace, say_seconds
 from controlkit.generation.passes import Pass
 from controlkit.generation.pipelines import load_parts
 from controlkit.generation.plan import make_plan
@@ -94,7 +94,10 @@ def paint(
     passes = [Pass(each, models, device=device, execution=execution, say=say) for each in plan.passes]
     dtype = models.parts["unet"].dtype
     batches = batches_of(plan) if batches is None else batches
-    pace = Pace(passes[0].calls * len(batches), device, say) if plan.canvas or plan.tiles else None
+    calls = passes[0].calls * len(batches)
+    if plan.request.repaints:
+        say_seconds(calls * passes[0].rehearsed(device, len(batches[0].jobs)), say)
+    pace = Pace(calls, device, say) if not plan.request.repaints and (plan.canvas or plan.tiles) else None
     done, total = 0, sum(each.parts for each in passes) * sum(len(batch.jobs) for batch in batches)
     progress(done, total)
     for batch in batches:

@@ -13,6 +13,7 @@ from controlkit.errors import RequestError
 from controlkit.generation.controls import fit_picture
 from controlkit.generation.execution import set_tiling
 from controlkit.generation.inpainting import repainting
+from controlkit.generation.pace import seconds_of_a_step
 from controlkit.generation.tasks import arguments_of, pipeline_of, seams, side_by_side
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ class Pass:
     def calls(self) -> int:
         """Of the networks for a batch: samplers of second order call more than once a step."""
         return self.parts * int(self.pipeline.scheduler.order)
+
+    def rehearsed(self, device: torch.device, together: int) -> float:
+        """Seconds of a call of the networks for so many pictures."""
+        with seams(self.plan, self.pipeline, self.nets):
+            return seconds_of_a_step(self.pipeline, {**self.arguments, "num_images_per_prompt": together}, device)
 
     def walk(self, batch: Batch, before: Images, after_part: Callable[[int], None]) -> Images:
         """A picture for each job, from those of the pass before if there was one. `after_part` hears how many steps

@@ -1,5 +1,6 @@
 """RePaint through diffusers' own pipelines: any family, any number of ControlNets, nothing changed outside."""
 
+import re
 from pathlib import Path
 
 import cv2
@@ -11,8 +12,11 @@ from PIL import Image
 from controlkit.cli.main import main
 from controlkit.diffusion.repaint_walk import network_calls, walk
 from controlkit.diffusion.samplers import make_sampler
+from controlkit.generation.generate import load_models, paint
 from controlkit.generation.inpainting import Canvas, encode, repainting
+from controlkit.generation.options import request_of
 from controlkit.generation.pipelines import control_pipeline, load_parts
+from controlkit.generation.plan import make_plan
 from controlkit.generation.request import Mask
 from controlkit.generation.settings import read_settings
 from controlkit.models.bases import find_base
@@ -177,6 +181,18 @@ def generate(files, *more, code=0):
     given = ["--base", "random-sd15", "--image", files / "picture.png", "--mask", files / "mask.png", "--seed", 3]
     given += ["--steps", 4, "--jump-length", 2, "--jump-samples", 2, "--prompt", "a ball", *more]
     assert main(["generate", *map(str, given)]) == code
+
+
+def test_the_seconds_are_said_before_it_begins(files):
+    """Two more calls of the network tell; what is drawn for them is not missing from the picture."""
+    options = {"image": str(files / "picture.png"), "mask": str(files / "mask.png"), "inpaint": "repaint", "num": 2}
+    plan = make_plan(request_of({**options, "base": "random-sd15", "steps": 6, "prompt": "a ball"}), lambda text: None)
+    models, heard, calls = load_models(plan, device="cpu", dtype=torch.float32), [], []
+    models.parts["unet"].register_forward_hook(lambda *_: calls.append(len(heard)))
+    list(paint(plan, models, say=heard.append, progress=lambda done, total: heard.append(done)))
+    (said,) = [place for place, each in enumerate(heard) if isinstance(each, str)]
+    assert re.fullmatch(r"about \d+\.\d seconds in all", heard[said])
+    assert [place <= said for place in calls] == [True] * 2 + [False] * 2 * plan.request.walked_steps
 
 
 def test_the_command_paints_the_hole_and_replays_it(files, capsys):
