@@ -12,7 +12,7 @@ from controlkit.generation.pace import Pace, say_seconds
 from controlkit.generation.passes import Pass
 from controlkit.generation.pipelines import load_parts
 from controlkit.generation.plan import make_plan
-from controlkit.generation.record import made_maps, record
+from controlkit.generation.record import Recorder, made_maps
 from controlkit.models.formats.embeddings import add_embeddings
 from controlkit.models.formats.hypernetworks import add_hypernetworks
 from controlkit.models.formats.lora import apply_loras
@@ -92,7 +92,7 @@ def paint(
     where `execution` has them while they wait; they compute on `device` (None: where they are)."""
     device = device or models.parts["unet"].device
     passes = [Pass(each, models, device=device, execution=execution, say=say) for each in plan.passes]
-    dtype = models.parts["unet"].dtype
+    recorded = Recorder(device=device, dtype=models.parts["unet"].dtype, execution=execution)
     batches = batches_of(plan) if batches is None else batches
     calls = passes[0].calls * len(batches)
     if plan.request.repaints:
@@ -116,7 +116,6 @@ def paint(
                 name = "hires-" if each.plan is plan.second else ""
                 for seen, taken in zip(early, each.previews.take(), strict=True):
                     seen.update({f"{name}{step}": png for step, png in taken.items()})
-        for place, (job, image, seen) in enumerate(zip(batch.jobs, images, early, strict=True)):
+        for job, image, seen, settings in zip(batch.jobs, images, early, recorded(batch), strict=True):
             image = job.plan.canvas.finish(image) if job.plan.canvas else image
-            settings = record(job.plan, device=device, dtype=dtype, execution=execution) | batch.record(place)
             yield Picture(image, job.seed, settings, made_maps(job.plan), seen)

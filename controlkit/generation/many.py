@@ -13,7 +13,7 @@ from controlkit.generation.generate import load_models, paint
 from controlkit.generation.limits import refuse_what_cannot_be
 from controlkit.generation.options import request_of
 from controlkit.generation.plan import make_plan
-from controlkit.generation.record import record
+from controlkit.generation.record import Recorder
 from controlkit.generation.settings import read_settings
 
 if TYPE_CHECKING:
@@ -86,16 +86,13 @@ def paint_many(
     progress(0, total)
     for request in requests:
         execution.check(device, request.walked_steps)
+    recorded = Recorder(device=device, dtype=dtype, execution=execution)
     plans = (make_plan(requests[number], say) for number in order)
     for plan, run in runs_of(batches_of_all(plans)):
         wanted: list[bool] = []
         batches = []
         for batch in run:
-            missing = [
-                fingerprint(record(job.plan, device=device, dtype=dtype, execution=execution) | batch.record(place))
-                not in there
-                for place, job in enumerate(batch.jobs)
-            ]
+            missing = [fingerprint(settings) not in there for settings in recorded(batch)]
             done += missing.count(False)
             if any(missing):
                 batches.append(batch)

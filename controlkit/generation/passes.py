@@ -74,7 +74,9 @@ class Pass:
         generators = [torch.Generator().manual_seed(job.seed) for job in batch.jobs]
         arguments = {**self.arguments, "num_images_per_prompt": len(generators)}
         if batch.mixed:
-            arguments = side_by_side([arguments_of(job.plan, pipeline) for job in batch.jobs])
+            plans = {id(job.plan): job.plan for job in batch.jobs}  # a plan may have several, and is read once
+            given = {key: arguments_of(plan, pipeline) for key, plan in plans.items()}
+            arguments = side_by_side([given[id(job.plan)] for job in batch.jobs])
         start = {"image": [self._enlarged(image) for image in before]} if before else {}
         set_tiling(pipeline.vae, self.tiled)
         with seams(self.plan, pipeline, self.nets), self._jumps(batch, generators) as latents:

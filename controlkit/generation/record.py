@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from controlkit.generation.batches import Batch
     from controlkit.generation.plan import FittedPicture, Plan
     from controlkit.generation.request import Control
     from controlkit.models.formats.reading import WeightedFile
@@ -115,6 +116,24 @@ def record(
         "dtype": str(dtype).removeprefix("torch."),
         "versions": library_versions(),
     }
+
+
+class Recorder:
+    """The settings of pictures, batch after batch; those of a plan are made once, since they hash its files."""
+
+    def __init__(self, *, device: torch.device, dtype: torch.dtype, execution: Execution) -> None:
+        self.where: dict[str, Any] = {"device": device, "dtype": dtype, "execution": execution}
+        self.plan: Plan | None = None
+        self.settings: dict[str, Any] = {}
+
+    def __call__(self, batch: Batch) -> list[dict[str, Any]]:
+        """One for each of its pictures."""
+        found = []
+        for place, job in enumerate(batch.jobs):
+            if job.plan is not self.plan:
+                self.plan, self.settings = job.plan, record(job.plan, **self.where)
+            found.append(self.settings | batch.record(place))
+        return found
 
 
 def _second_pass(plan: Plan, execution: Execution) -> dict[str, Any] | None:

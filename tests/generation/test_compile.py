@@ -84,10 +84,19 @@ def painter(edge, execution, tiles=()):
     return paint, said
 
 
-@pytest.mark.slow
-def test_nothing_is_compiled_again_when_weights_and_windows_change(edge):
+def graphs_behind(compiled, plain, ways):
+    """How many were compiled behind each of these calls, which paint what the plain pipeline does."""
     torch._dynamo.reset()
     counters.clear()
+    graphs = []
+    for way in ways:
+        torch.testing.assert_close(compiled(**way), plain(**way), rtol=0, atol=1e-4)
+        graphs.append(counters["stats"]["unique_graphs"])
+    return graphs
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_again_when_weights_and_windows_change(edge):
     compiled, said = painter(edge, Execution(compile="eager"))
     plain, _ = painter(edge, Execution())
     ways = [
@@ -98,10 +107,7 @@ def test_nothing_is_compiled_again_when_weights_and_windows_change(edge):
         ([0.0, 0.0], [1.0, 1.0]),
         ([1.1, 0.4], [0.6, 1.0], 3.0),
     ]
-    graphs = []
-    for way in ways:
-        torch.testing.assert_close(compiled(*way), plain(*way), rtol=0, atol=1e-4)
-        graphs.append(counters["stats"]["unique_graphs"])
+    graphs = graphs_behind(compiled, plain, [dict(zip(("weights", "ends", "cfg"), way, strict=False)) for way in ways])
     assert graphs[0] > 0
     assert (compiled(*ways[0]) - compiled(*ways[1])).abs().max() > 0.01
     assert graphs == graphs[:1] * len(ways)
@@ -111,30 +117,22 @@ def test_nothing_is_compiled_again_when_weights_and_windows_change(edge):
 @pytest.mark.slow
 def test_two_sizes_of_a_picture_are_compiled_and_no_more(edge):
     """As in a second pass, whose pictures are larger; back at the first size nothing is compiled again."""
-    torch._dynamo.reset()
-    counters.clear()
     compiled, _ = painter(edge, Execution(compile="eager"))
     plain, _ = painter(edge, Execution())
-    graphs = []
-    for weights, side in [([1.0, 0.5], 64), ([1.0, 0.5], 96), ([0.7, 0.0], 64), ([0.3, 1.1], 96)]:
-        way = {"weights": weights, "ends": [1.0, 1.0], "side": side}
-        torch.testing.assert_close(compiled(**way), plain(**way), rtol=0, atol=1e-4)
-        graphs.append(counters["stats"]["unique_graphs"])
+    sizes = [([1.0, 0.5], 64), ([1.0, 0.5], 96), ([0.7, 0.0], 64), ([0.3, 1.1], 96)]
+    ways = [{"weights": weights, "ends": [1.0, 1.0], "side": side} for weights, side in sizes]
+    graphs = graphs_behind(compiled, plain, ways)
     assert graphs[1] <= 2 * graphs[0]
     assert graphs[1:] == graphs[1:2] * 3
 
 
 @pytest.mark.slow
 def test_all_tiles_are_of_one_graph(edge):
-    torch._dynamo.reset()
-    counters.clear()
     tiles = tiles_of(8, 8, 4)
     compiled, _ = painter(edge, Execution(compile="eager"), tiles)
     plain, _ = painter(edge, Execution(), tiles)
-    graphs = []
-    for way in [([1.0, 1.0], [1.0, 1.0]), ([0.5, 1.3], [1.0, 0.6])]:
-        torch.testing.assert_close(compiled(*way), plain(*way), rtol=0, atol=1e-4)
-        graphs.append(counters["stats"]["unique_graphs"])
+    ways = [{"weights": [1.0, 1.0], "ends": [1.0, 1.0]}, {"weights": [0.5, 1.3], "ends": [1.0, 0.6]}]
+    graphs = graphs_behind(compiled, plain, ways)
     assert 0 < graphs[0] < len(tiles) == 9
     assert graphs[1] == graphs[0]
 
