@@ -12,6 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from controlkit.files import atomic_folder, cache_folder
+from controlkit.models.formats.text import write_text_encoder
 from controlkit.models.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def build_random_base(name: str, folder: Path, *, vae_factor: int = 8) -> None:
         torch.manual_seed(0)
         pipeline = _sdxl(folder, vae_factor) if name == "random-sdxl" else _sd(name, folder, vae_factor)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    for part in ("text_encoder", "text_encoder_2"):
+        if (model := getattr(pipeline, part, None)) is not None:
+            write_text_encoder(folder / part, model, model.state_dict())
 
 
 def _sd(name: str, folder: Path, vae_factor: int) -> Any:

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import torch.testing._internal.distributed.fake_pg
 from diffusers import DiffusionPipeline
 
 from controlkit.errors import RequestError
@@ -36,6 +37,20 @@ def test_a_random_base_is_the_same_everywhere(tmp_path):
     build_random_base("random-sd15", tmp_path / "again")
     unet = "unet/diffusion_pytorch_model.safetensors"
     assert sha256(tmp_path / "again" / unet) == sha256(find_base("random-sd15").folder / unet)
+
+
+def test_any_of_several_processes_builds_all_of_it(tmp_path):
+    """transformers saves in the first alone, and whoever comes first into the cache has built it for all."""
+    store = torch.testing._internal.distributed.fake_pg.FakeStore()
+    torch.distributed.init_process_group("fake", rank=1, world_size=2, store=store)
+    try:
+        build_random_base("random-sdxl", tmp_path / "second")
+    finally:
+        torch.distributed.destroy_process_group()
+    ours, first = ({path.relative_to(folder): sha256(path) for path in folder.rglob("*.safetensors")}
+                   for folder in (tmp_path / "second", find_base("random-sdxl").folder))  # fmt: skip
+    assert len(ours) == 4
+    assert ours == first
 
 
 def test_building_one_does_not_touch_the_random_state(tmp_path):

@@ -21,7 +21,7 @@ from controlkit.models.formats.controlnet_file import CONDITION, FileControlNet,
 from controlkit.models.formats.reading import DIFFUSERS_WEIGHTS, read_tensors
 from controlkit.models.formats.relative import control_lora_file
 from controlkit.models.formats.single_file import FileBase, empty_model, fitted
-from controlkit.models.formats.text import text_from_transformers, text_to_open_clip
+from controlkit.models.formats.text import text_from_transformers, text_to_open_clip, write_text_encoder
 from controlkit.models.formats.unet import controlnet_to_ldm, unet_to_ldm
 from controlkit.models.formats.vae import vae_to_ldm
 from controlkit.models.locate import NOTES
@@ -143,15 +143,11 @@ def _write_component(
     model = empty_model(component, config)
     fitted(model, tensors, what)
     if component.startswith("text_encoder"):
-        stem = "model"
-        model.config.architectures = [type(model).__name__]
-        model.config.dtype = "float32"  # transformers loads in the precision that is named here
-        model.config.save_pretrained(folder)
-    else:
-        stem = DIFFUSERS_WEIGHTS
-        model.save_config(folder)
+        write_text_encoder(folder, model, tensors)
+        return
+    model.save_config(folder)
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(whole, folder / f"{stem}.safetensors", metadata={"format": "pt"})
+    save_file(whole, folder / f"{DIFFUSERS_WEIGHTS}.safetensors", metadata={"format": "pt"})
 
 
 def _write_file(out: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 from controlkit.models.formats.names import inverse, rename
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
+    from transformers import PreTrainedModel
 
     from controlkit.models.formats.names import Tensors
 
@@ -37,6 +40,18 @@ def text_from_transformers(tensors: Tensors) -> dict[str, torch.Tensor]:
         key if key.startswith((_PREFIX, "text_projection")) else _PREFIX + key: value for key, value in tensors.items()
     }
     return {key: value for key, value in named.items() if not key.endswith("position_ids")}
+
+
+def write_text_encoder(folder: Path, model: PreTrainedModel, tensors: Tensors) -> None:
+    """A folder that transformers loads this text encoder from, in float32, whichever process writes: its own
+    save_pretrained writes nothing in any but the first of several."""
+    from safetensors.torch import save_file
+
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = "float32"  # transformers loads in the precision that is named here
+    model.config.save_pretrained(folder)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def text_from_open_clip(tensors: Tensors, *, layers: int, projected: bool) -> dict[str, torch.Tensor]:
