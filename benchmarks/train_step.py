@@ -1,6 +1,6 @@
 """The training step of a ControlNet, beside the way of diffusers' example scripts over the same networks.
 
-    python benchmarks/train_step.py [--device cpu] [--shape sd15] [--size 256] [--batch 1] [--steps 3]
+    python benchmarks/train_step.py [--device cpu] [--shape sd15] [--size 256] [--batch 1] [--steps 5]
     python benchmarks/train_step.py --device cuda --shape sd15 --batch 32          # bf16 at 512 px, 30 steps, compiled
     python benchmarks/train_step.py --device cuda --shape sdxl --batch 4           # at 1024 px
 
@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="[default: bf16 on a GPU, else fp32]")
     parser.add_argument("--size", type=int, help="[default: the family's own on a GPU, else 256]")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, help="[default: 30 on a GPU, else 3]")
+    parser.add_argument("--steps", type=int, help="[default: 30 on a GPU, else 5]")
     parser.add_argument("--workers", type=int, help="[default: 4 on a GPU, else 0]")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, on both sides")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="[default: on a GPU]")
@@ -273,10 +273,10 @@ def compare(options, on_gpu, place) -> None:
     quiet_libraries()
     base = RandomBase(options.shape, place, shapes=SHAPES[options.shape])
     size = options.size or (base.native_size if on_gpu else 256)
-    steps = options.steps or (30 if on_gpu else 3)
+    steps = options.steps or (30 if on_gpu else 5)
     fast = on_gpu if options.compile is None else options.compile
     low = options.precision or ("bf16" if on_gpu else "fp32")
-    warm = 3 if fast else 1  # warms up, compiles, makes the optimizer's state
+    warm = 3 if fast else 2  # compiles, makes the optimizer's state, settles in memory
     draw_dataset(place / "data", 2 * options.batch, size)
     workers = (4 if on_gpu else 0) if options.workers is None else options.workers
     config = build(
