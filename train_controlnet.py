@@ -27,7 +27,13 @@ from controlkit.processes import Processes
 from controlkit.training.batches import ControlRows, make_batches, rows_to_come
 from controlkit.training.cache import cache_rows
 from controlkit.training.card import CURVES, model_card
-from controlkit.training.checkpoints import State, drop_old_checkpoints, load_checkpoint, save_checkpoint
+from controlkit.training.checkpoints import (
+    State,
+    drop_old_checkpoints,
+    load_checkpoint,
+    load_optimizer,
+    save_checkpoint,
+)
 from controlkit.training.config import (
     RESUMED_WITH,
     TrainConfig,
@@ -48,6 +54,7 @@ from controlkit.training.optimizers import learning_rate, make_optimizer
 from controlkit.training.reports import make_reports
 from controlkit.training.run import Run, StepLog, due
 from controlkit.training.samples import prepare_samples, sample_grid, save_png
+from controlkit.training.sharding import cannot_be_shared, whole_state, whole_tensor
 from controlkit.training.speed import choose_arithmetic, compiled, lay_out, precision
 from controlkit.training.stopping import Stopper, leave
 from controlkit.training.telemetry import Telemetry, choose_watched, read_map_facts
@@ -76,7 +83,9 @@ def train(
     if not learned:
         raise RequestError(f"data.path={config.data.path}: all {len(rows)} rows are held out; lower data.held_out")
     choose_arithmetic(config)
-    accelerator = make_accelerator(config.mixed_precision, config.gradient_accumulation)
+    accelerator = make_accelerator(config.mixed_precision, config.gradient_accumulation, may_share=True)
+    if accelerator.is_fsdp2 and (problems := list(cannot_be_shared(config))):
+        raise RequestError("\n".join(problems))
     run = Run(config, RESUMED_WITH, resume=resume)
     accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked into it
 
@@ -88,9 +97,10 @@ def train(
     lay_out(config, own, parts["unet"])
     nets = Learned(config, own, parts["unet"])
     optimizer = make_optimizer(config, nets.parameters())
-    state = load_checkpoint(run.checkpoint, nets.saved(), optimizer) if run.checkpoint else State()
-    *prepared, prepared_optimizer = accelerator.prepare(*nets.networks.values(), optimizer)
-    wrapped = dict(zip(nets.networks, prepared, strict=True))
+    state = load_checkpoint(run.checkpoint, nets.saved()) if run.checkpoint else State()
+    wrapped, prepared_optimizer = nets.prepare(accelerator, optimizer)
+    if run.checkpoint:
+        load_optimizer(run.checkpoint, optimizer)
     if state.scaler and accelerator.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
     pipeline = control_pipeline(base, parts, [own], DDPMScheduler.from_config(base.scheduler))
@@ -136,7 +146,9 @@ def train(
     if processes.first:
         run.begin(state.step)
         trainable = sum(parameter.numel() for parameter in nets.parameters())
-        say(f"{len(learned)} rows, {rows_a_step} a step; {trainable / 1e6:.1f} M parameters learn on {base.family}")
+        shares = f", in shares on {processes.count} processes" if accelerator.is_fsdp2 else ""
+        learn = f"{trainable / 1e6:.1f} M parameters learn on {base.family}{shares}"
+        say(f"{len(learned)} rows, {rows_a_step} a step; {learn}")
         if state.step:
             say(f"resumed at step {state.step} from {run.checkpoint}")
         run.reports = make_reports(config.report_to, run.folder, state.step, to_dict(config))
@@ -179,7 +191,7 @@ def train(
             log.add(loss)
             rows_seen += config.batch_size * processes.count
             if accelerator.sync_gradients:
-                grad_norm = accelerator.clip_grad_norm_(nets.parameters(), config.max_grad_norm)
+                grad_norm = whole_tensor(accelerator.clip_grad_norm_(nets.parameters(), config.max_grad_norm))
                 lr = learning_rate(config, step)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
@@ -202,10 +214,11 @@ def train(
         # What is written for this step stands before its checkpoint, so that a resumed run finds all that it does not
         # make again.
         log.flush(rows_a_step)
+        result = nets.result() if now & {"look", "sample"} else {}
         if "look" in now:
-            telemetry.look(step)
+            telemetry.look(step, result)
         if "sample" in now:
-            painted = sample_grid(models, nets.result(), shown, judges, config, processes)
+            painted = sample_grid(models, result, shown, judges, config, processes)
             if painted is not None:
                 sheet, scores = painted
                 save_png(run.folder / "samples" / f"step-{step:06d}.png", sheet)
@@ -213,25 +226,30 @@ def train(
             if config.cache == "disk":
                 let_encoders_rest(pipeline, accelerator.device)
 
+        del result  # a copy, where weights lie in shares
+
         # Save a checkpoint.
         if "save" in now:
+            saved, steps_taken = nets.saved(), whole_state(optimizer)
             if processes.first:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
                 now_at = State(step, rows_seen, scaler, asdict(log.guard), log.guard.calm)
-                save_checkpoint(run.checkpoints, now_at, nets.saved(), optimizer)
+                save_checkpoint(run.checkpoints, now_at, saved, steps_taken)
                 drop_old_checkpoints(run.checkpoints, config.keep_checkpoints)
+            del saved, steps_taken
             accelerator.wait_for_everyone()
         log.restart_clock()
         if stopped:
             break
 
     # Hand over, or leave.
-    if processes.first and stopped in (None, "time"):
+    result = nets.result() if stopped in (None, "time") else {}
+    if processes.first and result:
         notes = {"condition": types[0] if len(types) == 1 else list(types), "base": config.base, "step": step}
-        save_result(nets.result(), run.folder, notes)
+        save_result(result, run.folder, notes)
         if config.save_webui:
-            saved = ControlNet("controlnet", run.folder / "controlnet")
-            save_webui(saved, run.folder / f"control_{types[0]}.safetensors")
+            handed_over = ControlNet("controlnet", run.folder / "controlnet")
+            save_webui(handed_over, run.folder / f"control_{types[0]}.safetensors")
         samples = sorted((run.folder / "samples").glob("step-*.png"))
         metrics = run.metrics()
         if (curves := draw_curves(metrics)) is not None:

@@ -39,9 +39,9 @@ STILL_CONNECTED = 70
 
 class Forked:
     """`controlkit ARGUMENTS` in one process, or in several as `accelerate launch` starts them; what they print goes to
-    `out` and `err` below `folder`."""
+    `out` and `err` below `folder`. Each calls `before`, functions of modules, ahead of the command."""
 
-    def __init__(self, arguments, processes, folder):
+    def __init__(self, arguments, processes, folder, before=()):
         os.environ["PYTHONPATH"] = str(ROOT)  # the server does not inherit sys.path
         SERVER.set_forkserver_preload([__name__])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -50,7 +50,9 @@ class Forked:
         self.processes = []
         for rank in range(processes):
             own = environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
-            self.processes.append(SERVER.Process(target=_run, args=([*map(str, arguments)], own, self.out, self.err)))
+            self.processes.append(
+                SERVER.Process(target=_run, args=([*map(str, arguments)], own, self.out, self.err, before))
+            )
             self.processes[-1].start()
 
     @property
@@ -81,10 +83,10 @@ class Forked:
         return code
 
 
-def run_two(*arguments):
+def run_two(*arguments, before=()):
     """A command line in two processes that share its work. The caller asserts that there were two."""
     with tempfile.TemporaryDirectory() as folder:
-        forked = Forked(arguments, 2, Path(folder))
+        forked = Forked(arguments, 2, Path(folder), before)
         code = forked.end()
         return subprocess.CompletedProcess(arguments, code, forked.out.read_text(), forked.err.read_text())
 
@@ -95,11 +97,13 @@ def free_port():
         return one.getsockname()[1]
 
 
-def _run(arguments, environment, out, err):
+def _run(arguments, environment, out, err, before):
     os.environ.clear()
     os.environ.update(environment)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    for prepare in before:
+        prepare()
     code = main(arguments)
     if code == 0 and torch.distributed.is_initialized():
         # Here nobody would see it: a real interpreter is aborted by the threads that still wait for the others.

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from controlkit.errors import RequestError
 from controlkit.files import atomic_folder, sha256
 from controlkit.training.guard import RunError
+from controlkit.training.sharding import share_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,10 +46,11 @@ class State:
     calm: bool = True  # false: the loss had risen, and it may be the beginning of its end
 
 
-def save_checkpoint(folder: Path, state: State, networks: dict[str, Network], optimizer: torch.optim.Optimizer) -> Path:
-    """Write `folder`/step-…; it has this name only once it is whole and on the disk. RunError if that fails."""
+def save_checkpoint(folder: Path, state: State, networks: dict[str, Network], optimizer: dict[str, Any]) -> Path:
+    """Write `folder`/step-…; it has this name only once it is whole and on the disk. RunError if that fails.
+    `optimizer` is the optimizer's state."""
     path = folder / f"step-{state.step:06d}"
-    tensors, numbers = _split(optimizer.state_dict())
+    tensors, numbers = _split(optimizer)
     with _explained(folder, state.step), atomic_folder(path) as unfinished:
         for name, network in networks.items():
             network.save_pretrained(unfinished / name, safe_serialization=True)
@@ -94,14 +96,25 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in sound if _is_calm(path)), newest)
 
 
-def load_checkpoint(path: Path, networks: dict[str, Network], optimizer: torch.optim.Optimizer) -> State:
-    """Put the tensors of a sound checkpoint into the networks and their optimizer."""
+def load_checkpoint(path: Path, networks: dict[str, Network]) -> State:
+    """Put the tensors of a sound checkpoint into the networks."""
     data = json.loads((path / "state.json").read_text(encoding="utf-8"))
     for name, network in networks.items():
         _restore(network, path / name)
-    optimizer.load_state_dict(_join(load_file(path / "optimizer.safetensors"), data["optimizer"]))
-    _lay_out_like_parameters(optimizer)
     return State(**{each.name: data[each.name] for each in fields(State) if each.name in data})
+
+
+def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Put the optimizer's tensors of a sound checkpoint into it; where its parameters lie in shares, these alone."""
+    numbers = json.loads((path / "state.json").read_text(encoding="utf-8"))["optimizer"]
+    state = _join(load_file(path / "optimizer.safetensors"), numbers)
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                values[name] = share_of(value, parameters[index])
+    optimizer.load_state_dict(state)
+    _lay_out_like_parameters(optimizer)
 
 
 def _restore(network: Network, folder: Path) -> None:

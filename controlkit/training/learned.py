@@ -16,10 +16,13 @@ from controlkit.models.formats.convert import save_control_lora
 from controlkit.training.loop import AVERAGE, follow
 from controlkit.training.low_rank import LowRankControlNet, learn_at_low_rank
 from controlkit.training.samples import for_use
+from controlkit.training.sharding import put_together, share_out, without_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     from controlkit.training.config import TrainConfig
@@ -39,17 +42,36 @@ class Learned:
             unlock_decoder(unet)
             self.networks["unet"] = unet
         self.averages = {name: average_of(net) for name, net in self.networks.items()} if config.ema else {}
+        self._empty: dict[str, Any] = {}  # what whole copies are made of, where weights lie in shares
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return [each for net in self.networks.values() for each in net.parameters() if each.requires_grad]
 
+    def prepare(
+        self, accelerator: Accelerator, optimizer: torch.optim.Optimizer
+    ) -> tuple[dict[str, torch.nn.Module], AcceleratedOptimizer]:
+        """The networks by name, and the optimizer, as accelerate wraps them. Under FSDP each process keeps its share of
+        the weights from here on, and `saved` and `result` are called by all at once."""
+        shared = accelerator.is_fsdp2
+        empty = {name: without_weights(net) for name, net in self.networks.items()} if shared else {}
+        *wrapped, stepping = accelerator.prepare(*self.networks.values(), optimizer)
+        if shared:
+            self._empty = empty
+            for name, average in self.averages.items():
+                share_out(average, self.networks[name])
+        return dict(zip(self.networks, wrapped, strict=True)), stepping
+
     def saved(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        return {**self.networks, **{name + AVERAGE: average for name, average in self.averages.items()}}
+        averages = {name + AVERAGE: self._whole(name, average) for name, average in self.averages.items()}
+        return {**{name: self._whole(name, net) for name, net in self.networks.items()}, **averages}
 
     def result(self) -> dict[str, Any]:
         """What is sampled from and handed over: the averages, where they are kept."""
-        return {**self.networks, **self.averages}
+        return {name: self._whole(name, self.averages.get(name, net)) for name, net in self.networks.items()}
+
+    def _whole(self, name: str, network: Any) -> Any:
+        return put_together(network, self._empty[name]) if self._empty else network
 
     def follow(self, step: int) -> None:
         """Behind a step of the optimizer."""

@@ -10,13 +10,20 @@ import torch
 
 from controlkit.models.quiet import quiet_libraries
 from controlkit.processes import Processes
-from controlkit.training.checkpoints import State, drop_old_checkpoints, load_checkpoint, save_checkpoint
+from controlkit.training.checkpoints import (
+    State,
+    drop_old_checkpoints,
+    load_checkpoint,
+    load_optimizer,
+    save_checkpoint,
+)
 from controlkit.training.draws import positions
 from controlkit.training.guard import Guard
 from controlkit.training.launch import make_accelerator
 from controlkit.training.optimizers import learning_rate
 from controlkit.training.run import Run, StepLog, due
 from controlkit.training.samples import grid, save_png
+from controlkit.training.sharding import local
 from controlkit.training.stopping import Stopper, leave
 
 if TYPE_CHECKING:
@@ -90,8 +97,10 @@ def train_task(
         fused=device.type == "cuda",
     )
     saved = {**networks, **{name + AVERAGE: net for name, net in averages.items()}}
-    state = load_checkpoint(run.checkpoint, saved, optimizer) if run.checkpoint else State()
+    state = load_checkpoint(run.checkpoint, saved) if run.checkpoint else State()
     wrapped, prepared_optimizer = accelerator.prepare(task, optimizer)
+    if run.checkpoint:
+        load_optimizer(run.checkpoint, optimizer)
     if state.scaler and accelerator.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
 
@@ -144,7 +153,7 @@ def train_task(
             if processes.first:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
                 now_at = State(step, rows_seen, scaler, asdict(log.guard), log.guard.calm)
-                save_checkpoint(run.checkpoints, now_at, saved, optimizer)
+                save_checkpoint(run.checkpoints, now_at, saved, optimizer.state_dict())
                 drop_old_checkpoints(run.checkpoints, config.keep_checkpoints)
             accelerator.wait_for_everyone()
 
@@ -174,6 +183,6 @@ def follow(averages: dict[str, Any], networks: dict[str, Any], decay: float, ste
     for name, average in averages.items():
         pairs = zip(average.parameters(), networks[name].parameters(), strict=True)
         kept, new = zip(*((kept, new) for kept, new in pairs if new.requires_grad), strict=True)
-        torch._foreach_lerp_(kept, new, share)
+        torch._foreach_lerp_([local(each) for each in kept], [local(each) for each in new], share)
         for buffer, newer in zip(average.buffers(), networks[name].buffers(), strict=True):
             buffer.copy_(newer)

@@ -51,12 +51,12 @@ class Telemetry:
             for problem in map_problems(maps):
                 say(f"look at the maps before you go on: {problem}")
 
-    def look(self, step: int) -> None:
-        """Look, write what is seen, and say what it means."""
+    def look(self, step: int, nets: dict[str, Any]) -> None:
+        """Look at the networks by name, as they are to be handed over; write what is seen, and say what it means."""
         if self.watch is None:
             return
         begun = time.monotonic()
-        seen = self.watch.look(step)
+        seen = self.watch.look(step, nets)
         if not self.first:
             return
         self.run.append("metrics.jsonl", [seen])

@@ -71,7 +71,8 @@ class _Trial:
 class Watch:
     """Looks at `rows` through `data`, which reads them. Every process takes its share of the trials.
 
-    `nets` are the networks that learn, by name, as they are to be handed over.
+    `nets` are the networks that learn, by name, as they are to be handed over. They may be copies: each look is told
+    anew.
     """
 
     def __init__(
@@ -86,9 +87,7 @@ class Watch:
         accelerator: Accelerator,
     ) -> None:
         self.rows, self.processes, self.accelerator = rows, processes, accelerator
-        self.controlnet, self.base_learns = nets["controlnet"], "unet" in nets
-        unet = nets.get("unet", models.pipeline.unet)
-        self.models = dataclasses.replace(models, controlnet=self.controlnet, unet=unet)
+        self.models, self.base_learns = models, "unet" in nets
         self.edges = _edges(models.objective.first_timestep, models.objective.last_timestep, data.timesteps)
         seen = copy.copy(data)
         seen.rows, seen.prompt_dropout, seen.control_dropout, seen.flip = rows, 0.0, ControlDropout(), False
@@ -100,11 +99,12 @@ class Watch:
             places = list(itertools.product(alike, range(len(self.edges) - 1)))
             trials += [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
         self.places = [place for trial in trials for place in trial]
-        self.trials = [self._prepare(seen, places) for places in processes.slice(trials)]
+        self.trials = [self._prepare(self._with(nets), seen, places) for places in processes.slice(trials)]
 
-    def look(self, step: int) -> dict[str, Any]:
-        """What is seen behind that step, as a line of metrics.jsonl; the same on every process."""
-        losses = self.processes.gather([loss for trial in self.trials for loss in self._losses(trial)])
+    def look(self, step: int, nets: dict[str, Any]) -> dict[str, Any]:
+        """What is seen of the networks behind that step, as a line of metrics.jsonl; the same on every process."""
+        models = self._with(nets)
+        losses = self.processes.gather([loss for trial in self.trials for loss in self._losses(models, trial)])
         by_place = [loss for _, loss in sorted(zip(self.places, losses, strict=True))]
         bins = len(self.edges) - 1
         values = torch.tensor(by_place, dtype=torch.float64)
@@ -132,7 +132,7 @@ class Watch:
                 }
                 for part, (first, end) in enumerate(itertools.pairwise(self.edges))
             },
-            "zero_convolutions": dict(zero_convolutions(self.controlnet)),
+            "zero_convolutions": dict(zero_convolutions(models.controlnet)),
         }
         for place, type in enumerate(self.alone):
             with_own, with_other = alone[2 * place : 2 * place + 2]
@@ -141,8 +141,12 @@ class Watch:
         rounded: dict[str, Any] = _rounded(found)
         return rounded
 
+    def _with(self, nets: dict[str, Any]) -> Models:
+        unet = nets.get("unet", self.models.pipeline.unet)
+        return dataclasses.replace(self.models, controlnet=nets["controlnet"], unet=unet)
+
     @torch.no_grad()
-    def _prepare(self, data: ControlRows, places: list[tuple[int, int]]) -> _Trial:
+    def _prepare(self, models: Models, data: ControlRows, places: list[tuple[int, int]]) -> _Trial:
         count = len(self.rows)
         read = {row: data[_EPOCH, row] for row in {row for row, _ in places}}
         others, noise, timesteps = [], [], []
@@ -159,13 +163,13 @@ class Watch:
             perturbation=None,
         )
         own, batch = batch.control, batch.to(self.accelerator.device)
-        x_0, text = latents(self.models, batch), encode_texts(self.models, batch)
+        x_0, text = latents(models, batch), encode_texts(models, batch)
         kept = dataclasses.replace(batch, pixels=None, control=own)
         trial = _Trial(kept, torch.stack(others), x_0, text)
-        return trial if self.base_learns else dataclasses.replace(trial, silent=self._silent(trial))
+        return trial if self.base_learns else dataclasses.replace(trial, silent=self._silent(models, trial))
 
-    def _silent(self, trial: _Trial) -> torch.Tensor:
-        silenced = dataclasses.replace(self.models, controlnet=_Silenced(self.controlnet))
+    def _silent(self, models: Models, trial: _Trial) -> torch.Tensor:
+        silenced = dataclasses.replace(models, controlnet=_Silenced(models.controlnet))
         return self._predict(silenced, trial, trial.batch.control)
 
     def _predict(self, models: Models, trial: _Trial, control: torch.Tensor) -> torch.Tensor:
@@ -174,18 +178,18 @@ class Watch:
             return predict_noised(models, batch, trial.x_0, trial.text).float()
 
     @torch.no_grad()
-    def _losses(self, trial: _Trial) -> list[list[float]]:
+    def _losses(self, models: Models, trial: _Trial) -> list[list[float]]:
         """For each row of a trial the losses silent, own and other, the squares of how far the control moves the
         prediction and of the prediction, and the losses own and other of each type alone."""
-        silent = self._silent(trial) if trial.silent is None else trial.silent
-        own, other = (self._predict(self.models, trial, control) for control in (trial.batch.control, trial.other))
+        silent = self._silent(models, trial) if trial.silent is None else trial.silent
+        own, other = (self._predict(models, trial, control) for control in (trial.batch.control, trial.other))
         alone = [
-            self._predict(self.models, trial, _alone(control, place))
+            self._predict(models, trial, _alone(control, place))
             for place, _ in enumerate(self.alone)
             for control in (trial.batch.control, trial.other)
         ]
         seen, of_each = (
-            [losses_of(self.models, trial.batch, trial.x_0, each) for each in predicted]
+            [losses_of(models, trial.batch, trial.x_0, each) for each in predicted]
             for predicted in ((silent, own, other), alone)
         )
         rows: list[list[float]] = torch.stack([*seen, _square(own - silent), _square(silent), *of_each], dim=1).tolist()

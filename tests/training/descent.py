@@ -17,6 +17,11 @@ def descend(config, parameters):
     return torch.optim.SGD(parameters, lr=config.lr)
 
 
-if __name__ == "__main__":
+def take_descent():
+    """For a process that trains."""
     train_controlnet.make_optimizer = descend
+
+
+if __name__ == "__main__":
+    take_descent()
     sys.exit(main(["train", *sys.argv[1:]]))

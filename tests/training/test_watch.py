@@ -228,7 +228,7 @@ class Seen:
     def __init__(self, *looks):
         self.looks = {each["step"]: each for each in looks}
 
-    def look(self, step):
+    def look(self, step, nets):
         return self.looks[step]
 
 
@@ -243,7 +243,7 @@ def test_the_event_is_written_once_said_and_put_into_the_card(tmp_path):
         telemetry = Telemetry(run, settings, watch, [], said.append, first=True)
         for step in range(first, last + 1):
             if step % 2 == 0:
-                telemetry.look(step)
+                telemetry.look(step, {})
     events = [row for row in run.metrics() if "event" in row]
     assert events == [{"step": 6, "event": "control acquired", "since": 4}]
     assert said == ["control acquired at step 4: a row's own map beats another's by 20.0% of the held-out loss"]
@@ -257,7 +257,7 @@ def test_missing_control_is_diagnosed_at_the_step_that_was_set(tmp_path):
     run.append("metrics.jsonl", steps())
     telemetry = Telemetry(run, settings, Seen(*map(look, (2, 4, 6, 8))), [], said.append, first=True)
     for step in (2, 4, 6, 8):
-        telemetry.look(step)
+        telemetry.look(step, {})
     assert [row["step"] for row in run.metrics() if "event" in row] == [4, 8]
     assert said[0].startswith("control not acquired by step 4\n    no clear gain yet behind step 4")
 
@@ -282,9 +282,9 @@ def test_the_map_gain_is_exactly_what_the_map_brings(dataset):
         models = Models.of(base, pipeline, net, device, ObjectiveConfig(**objective))
         data = ControlRows(rows, condition="canny", resolution=64, latent_shape=(4, 8, 8), timesteps=1000,
                            prompt_dropout=0.5, control_dropout=ControlDropout(1.0), seed=0)  # fmt: skip
-        return Watch(
-            models, {"controlnet": net}, data, rows, batch_size=3, processes=Processes(), accelerator=alone
-        ).look(1)
+        nets = {"controlnet": net}
+        watch = Watch(models, nets, data, rows, batch_size=3, processes=Processes(), accelerator=alone)
+        return watch.look(1, nets)
 
     unread = seen([one, other])
     assert unread["influence"] > 0.01
