@@ -31,7 +31,7 @@ from controlkit.training.checkpoints import (
     State,
     drop_old_checkpoints,
     load_checkpoint,
-    load_optimizer,
+    optimizer_state,
     save_checkpoint,
 )
 from controlkit.training.config import (
@@ -47,14 +47,14 @@ from controlkit.training.curves import draw_curves
 from controlkit.training.encoders import let_encoders_rest
 from controlkit.training.guard import Guard
 from controlkit.training.handover import push_to_hub
-from controlkit.training.launch import make_accelerator
+from controlkit.training.launch import make_sharing_accelerator
 from controlkit.training.learned import Learned, save_result
 from controlkit.training.objective import Models, control_loss
 from controlkit.training.optimizers import learning_rate, make_optimizer
 from controlkit.training.reports import make_reports
 from controlkit.training.run import Run, StepLog, due
 from controlkit.training.samples import prepare_samples, sample_grid, save_png
-from controlkit.training.sharding import cannot_be_shared, whole_state, whole_tensor
+from controlkit.training.sharding import whole_tensor
 from controlkit.training.speed import choose_arithmetic, compiled, lay_out, precision
 from controlkit.training.stopping import Stopper, leave
 from controlkit.training.telemetry import Telemetry, choose_watched, read_map_facts
@@ -83,9 +83,7 @@ def train(
     if not learned:
         raise RequestError(f"data.path={config.data.path}: all {len(rows)} rows are held out; lower data.held_out")
     choose_arithmetic(config)
-    accelerator = make_accelerator(config.mixed_precision, config.gradient_accumulation, may_share=True)
-    if accelerator.is_fsdp2 and (problems := list(cannot_be_shared(config))):
-        raise RequestError("\n".join(problems))
+    accelerator = make_sharing_accelerator(config)
     run = Run(config, RESUMED_WITH, resume=resume)
     accelerator.wait_for_everyone()  # nobody writes into the folder before all have looked into it
 
@@ -100,7 +98,7 @@ def train(
     state = load_checkpoint(run.checkpoint, nets.saved()) if run.checkpoint else State()
     wrapped, prepared_optimizer = nets.prepare(accelerator, optimizer)
     if run.checkpoint:
-        load_optimizer(run.checkpoint, optimizer)
+        nets.optimizer.take(optimizer_state(run.checkpoint))
     if state.scaler and accelerator.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
     pipeline = control_pipeline(base, parts, [own], DDPMScheduler.from_config(base.scheduler))
@@ -146,7 +144,7 @@ def train(
     if processes.first:
         run.begin(state.step)
         trainable = sum(parameter.numel() for parameter in nets.parameters())
-        shares = f", in shares on {processes.count} processes" if accelerator.is_fsdp2 else ""
+        shares = f", in shares on {processes.count} processes ({nets.shared_by})" if nets.shared_by else ""
         learn = f"{trainable / 1e6:.1f} M parameters learn on {base.family}{shares}"
         say(f"{len(learned)} rows, {rows_a_step} a step; {learn}")
         if state.step:
@@ -186,15 +184,15 @@ def train(
     for batch in stopper.over(batches):
         batch = batch.to(accelerator.device)
         with accelerator.accumulate(*wrapped.values()):
+            lr = learning_rate(config, step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
             loss = control_loss(models, batch)
             accelerator.backward(loss)
             log.add(loss)
             rows_seen += config.batch_size * processes.count
             if accelerator.sync_gradients:
                 grad_norm = whole_tensor(accelerator.clip_grad_norm_(nets.parameters(), config.max_grad_norm))
-                lr = learning_rate(config, step)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
             prepared_optimizer.step()
             prepared_optimizer.zero_grad()
         if not accelerator.sync_gradients:
@@ -230,7 +228,7 @@ def train(
 
         # Save a checkpoint.
         if "save" in now:
-            saved, steps_taken = nets.saved(), whole_state(optimizer)
+            saved, steps_taken = nets.saved(), nets.optimizer.give()
             if processes.first:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
                 now_at = State(step, rows_seen, scaler, asdict(log.guard), log.guard.calm)

@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from controlkit.errors import RequestError
 from controlkit.files import atomic_folder, sha256
 from controlkit.training.guard import RunError
-from controlkit.training.sharding import share_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,17 +103,10 @@ def load_checkpoint(path: Path, networks: dict[str, Network]) -> State:
     return State(**{each.name: data[each.name] for each in fields(State) if each.name in data})
 
 
-def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Put the optimizer's tensors of a sound checkpoint into it; where its parameters lie in shares, these alone."""
+def optimizer_state(path: Path) -> dict[str, Any]:
+    """The optimizer's state in a sound checkpoint."""
     numbers = json.loads((path / "state.json").read_text(encoding="utf-8"))["optimizer"]
-    state = _join(load_file(path / "optimizer.safetensors"), numbers)
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, torch.Tensor):
-                values[name] = share_of(value, parameters[index])
-    optimizer.load_state_dict(state)
-    _lay_out_like_parameters(optimizer)
+    return _join(load_file(path / "optimizer.safetensors"), numbers)
 
 
 def _restore(network: Network, folder: Path) -> None:
@@ -176,11 +168,3 @@ def _join(tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> dict[str
             values = values[each]
         values[name] = value
     return {"state": state, "param_groups": numbers["param_groups"]}
-
-
-def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Files hold rows; fused optimizers walk over weight and state side by side in memory, whatever their strides."""
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

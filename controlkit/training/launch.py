@@ -3,63 +3,81 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import RequestError
-from controlkit.training.sharding import BLOCKS
+from controlkit.training.sharding import BLOCKS, cannot_be_shared
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
 
-_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    from controlkit.training.config import TrainConfig
+
+_ASKED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 
 
-def make_accelerator(mixed_precision: str, gradient_accumulation: int = 1, *, may_share: bool = False) -> Accelerator:
-    """accelerate's, of one process or of several: under DDP, or where the launcher asks for it and the run may share
-    its weights out, under FSDP."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
-
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        raise _another("DeepSpeed", "DDP or FSDP" if may_share else "DDP")
-    plugin = None
-    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        if not may_share:
-            raise _another("FSDP", "DDP")
-        plugin = _fsdp(mixed_precision)
-    AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
-    accelerator = Accelerator(
-        mixed_precision=mixed_precision,
-        gradient_accumulation_steps=gradient_accumulation,
-        # Gradients live in the buffers that are sent, rather than a second time beside them.
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        fsdp_plugin=plugin,
-    )
-    if plugin and not accelerator.is_fsdp2:
-        kind = accelerator.distributed_type.value.lower()
+def make_accelerator(mixed_precision: str, gradient_accumulation: int = 1) -> Accelerator:
+    """accelerate's, of one process or of several under DDP."""
+    if asked := _asked():
         raise RequestError(
-            f"the launcher asks for FSDP, and accelerate gives it to several GPUs alone; here it made {kind!r} of it: "
-            f"launch without --use_fsdp"
+            f"the launcher asks for {asked}, and this trainer runs under DDP: launch with accelerate launch "
+            f"--multi_gpu --num_processes N …, and without {asked} in accelerate's own config"
+        )
+    return _accelerator(mixed_precision, gradient_accumulation)
+
+
+def make_sharing_accelerator(config: TrainConfig) -> Accelerator:
+    """accelerate's, of one process or of several: under DDP or, where the launcher asks for it, under FSDP or
+    DeepSpeed, which share out what learns."""
+    asked = _asked()
+    if asked is None:
+        return _accelerator(config.mixed_precision, config.gradient_accumulation)
+    if problems := list(cannot_be_shared(config, asked)):
+        raise RequestError("\n".join(problems))
+    if asked == "FSDP":
+        accelerator = _accelerator(config.mixed_precision, config.gradient_accumulation, fsdp_plugin=_fsdp(config))
+    else:
+        # Weights stay in float32 under an autocast of our own; DeepSpeed would round them.
+        accelerator = _accelerator("no", config.gradient_accumulation, deepspeed_plugin=_deepspeed(config))
+    kind = accelerator.distributed_type.value
+    if kind != asked.upper():
+        raise RequestError(
+            f"the launcher asks for {asked}, which accelerate gives to GPUs alone; here it made {kind.lower()!r} of "
+            f"it: launch without"
         )
     return accelerator
 
 
-def _another(asked: str, here: str) -> RequestError:
-    return RequestError(
-        f"the launcher asks for {asked}, and this trainer runs under {here}: launch with accelerate launch "
-        f"--multi_gpu --num_processes N …, and without {asked} in accelerate's own config"
+def _asked() -> str | None:
+    from accelerate.utils import parse_flag_from_env
+
+    return next((name for flag, name in _ASKED.items() if parse_flag_from_env(flag)), None)
+
+
+def _accelerator(mixed_precision: str, gradient_accumulation: int, **plugin: Any) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
+    return Accelerator(
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=gradient_accumulation,
+        # Gradients live in the buffers that are sent, rather than a second time beside them.
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        **plugin,
     )
 
 
-def _fsdp(mixed_precision: str) -> FullyShardedDataParallelPlugin:
+def _fsdp(config: TrainConfig) -> FullyShardedDataParallelPlugin:
     """What the launcher asks for, as far as it can be given."""
     import torch
     from accelerate import FullyShardedDataParallelPlugin
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
     from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
-    os.environ[_EFFICIENT] = "false"  # on all processes but one transformers would leave the text encoders empty
+    # On all processes but one transformers would leave the text encoders empty.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     plugin = FullyShardedDataParallelPlugin(auto_wrap_policy=transformer_auto_wrap_policy)
     plugin.transformer_cls_names_to_wrap = list(BLOCKS)
     if plugin.fsdp_version != 2:
@@ -75,7 +93,38 @@ def _fsdp(mixed_precision: str) -> FullyShardedDataParallelPlugin:
         raise RequestError(
             "the launcher asks FSDP to keep weights in the CPU's memory; leave --fsdp_offload_params out"
         )
-    low = torch.bfloat16 if mixed_precision == "bf16" else None
+    low = torch.bfloat16 if config.mixed_precision == "bf16" else None
     # Gradients are summed in float32, as they are under DDP.
     plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
+    return plugin
+
+
+def _deepspeed(config: TrainConfig) -> DeepSpeedPlugin:
+    """What the launcher asks for, as far as it can be given. What both say, the run's config decides."""
+    from accelerate import DeepSpeedPlugin
+
+    plugin = DeepSpeedPlugin()
+    if plugin.zero_stage not in (1, 2):
+        raise RequestError(
+            f"the launcher asks for ZeRO stage {plugin.zero_stage}, and this trainer runs under stages 1 and 2: launch "
+            f"with --zero_stage 2; whole weights in shares are FSDP's (--use_fsdp --fsdp_version 2)"
+        )
+    if {plugin.offload_optimizer_device, plugin.offload_param_device} != {"none"}:
+        raise RequestError(
+            "the launcher asks DeepSpeed to keep the optimizer or weights outside of the GPU; leave its offloading out"
+        )
+    for name in ("optimizer", "scheduler"):
+        if name in plugin.deepspeed_config:
+            raise RequestError(f"DeepSpeed's config names an {name}; leave it out: that of the run is taken")
+    own = {name: value for name, value in plugin.deepspeed_config.items() if name not in ("bf16", "fp16")}
+    plugin.deepspeed_config.clear()
+    plugin.deepspeed_config.update(
+        {
+            **own,
+            "train_batch_size": "auto",
+            "train_micro_batch_size_per_gpu": config.batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation,
+            "gradient_clipping": config.max_grad_norm,
+        }
+    )
     return plugin

@@ -16,7 +16,8 @@ from controlkit.models.formats.convert import save_control_lora
 from controlkit.training.loop import AVERAGE, follow
 from controlkit.training.low_rank import LowRankControlNet, learn_at_low_rank
 from controlkit.training.samples import for_use
-from controlkit.training.sharding import put_together, share_out, without_weights
+from controlkit.training.sharding import OptimizerState, ZeroState, put_together, share_out, without_weights
+from controlkit.training.speed import precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     from controlkit.training.config import TrainConfig
+
+
+_SHARED_BY = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed"}
 
 
 class Learned:
@@ -42,6 +46,8 @@ class Learned:
             unlock_decoder(unet)
             self.networks["unet"] = unet
         self.averages = {name: average_of(net) for name, net in self.networks.items()} if config.ema else {}
+        self.precision = precision(config)
+        self.shared_by: str | None = None
         self._empty: dict[str, Any] = {}  # what whole copies are made of, where weights lie in shares
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -50,16 +56,25 @@ class Learned:
     def prepare(
         self, accelerator: Accelerator, optimizer: torch.optim.Optimizer
     ) -> tuple[dict[str, torch.nn.Module], AcceleratedOptimizer]:
-        """The networks by name, and the optimizer, as accelerate wraps them. Under FSDP each process keeps its share of
-        the weights from here on, and `saved` and `result` are called by all at once."""
-        shared = accelerator.is_fsdp2
-        empty = {name: without_weights(net) for name, net in self.networks.items()} if shared else {}
+        """The networks by name, and the optimizer, as accelerate wraps them. Where what learns lies in shares from here
+        on, `saved`, `result` and the optimizer's state are asked for by all processes at once."""
+        kind = accelerator.distributed_type.value
+        self.shared_by = _SHARED_BY.get(kind)
+        empty = {name: without_weights(net) for name, net in self.networks.items()} if kind == "FSDP" else {}
+        if kind == "DEEPSPEED":
+            for net in self.networks.values():
+                net.forward = self._autocast(accelerator.device)(net.forward)
         *wrapped, stepping = accelerator.prepare(*self.networks.values(), optimizer)
-        if shared:
-            self._empty = empty
-            for name, average in self.averages.items():
-                share_out(average, self.networks[name])
+        self._empty = empty
+        for name, average in self.averages.items() if empty else ():
+            share_out(average, self.networks[name])
+        self.optimizer = OptimizerState(optimizer)
+        if kind == "DEEPSPEED":
+            self.optimizer = ZeroState(optimizer, stepping.optimizer, self.parameters())
         return dict(zip(self.networks, wrapped, strict=True)), stepping
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint holds."""

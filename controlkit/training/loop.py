@@ -14,7 +14,7 @@ from controlkit.training.checkpoints import (
     State,
     drop_old_checkpoints,
     load_checkpoint,
-    load_optimizer,
+    optimizer_state,
     save_checkpoint,
 )
 from controlkit.training.draws import positions
@@ -23,7 +23,7 @@ from controlkit.training.launch import make_accelerator
 from controlkit.training.optimizers import learning_rate
 from controlkit.training.run import Run, StepLog, due
 from controlkit.training.samples import grid, save_png
-from controlkit.training.sharding import local
+from controlkit.training.sharding import OptimizerState, local
 from controlkit.training.stopping import Stopper, leave
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def train_task(
     state = load_checkpoint(run.checkpoint, saved) if run.checkpoint else State()
     wrapped, prepared_optimizer = accelerator.prepare(task, optimizer)
     if run.checkpoint:
-        load_optimizer(run.checkpoint, optimizer)
+        OptimizerState(optimizer).take(optimizer_state(run.checkpoint))
     if state.scaler and accelerator.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
 

@@ -1,4 +1,5 @@
-"""Weights in shares: under FSDP each process holds a slice of every tensor that learns.
+"""What learns, in shares: under FSDP each process holds a slice of weights, gradients and optimizer, under DeepSpeed's
+ZeRO of gradients and optimizer alone.
 
 What is saved, looked at and painted with is whole, and put together by all processes at once: each must call what is
 here, at the same moment. So the files of such a run are those of any other.
@@ -20,16 +21,22 @@ BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 """What is gathered for a forward pass, and let go behind it, one after the other."""
 
 
-def cannot_be_shared(config: TrainConfig) -> Iterator[str]:
-    """The settings that ask for what FSDP does not do."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Of AdamW, the optimizer that is shared out."""
+
+
+def cannot_be_shared(config: TrainConfig, how: str) -> Iterator[str]:
+    """The settings that ask for what FSDP or DeepSpeed does not do."""
     if config.decoder:
-        yield "decoder=true: FSDP shares the weights of one network, and the base's decoder is a second"
+        yield f"decoder=true: {how} shares out one network, and the base's decoder is a second"
     if config.channels_last:
-        yield "channels_last=true: FSDP shares weights that lie in rows"
+        yield f"channels_last=true: {how} shares out weights that lie in rows"
     if config.optimizer != "adamw":
-        yield f"optimizer={config.optimizer}: under FSDP adamw alone keeps its state in shares"
+        yield f"optimizer={config.optimizer}: under {how} adamw alone has its state in shares"
     if config.mixed_precision == "fp16":
-        yield "mixed_precision=fp16: its scaled gradients are not shared; take bf16"
+        yield f"mixed_precision=fp16: {how} is given no scaled gradients; take bf16"
+    if config.compile and how == "DeepSpeed":
+        yield "compile=true: DeepSpeed's own hooks stand in its way; leave it out"
 
 
 def without_weights(network: Any) -> Any:
@@ -78,16 +85,73 @@ def share_out(average: Any, network: Any) -> None:
         setattr(average.get_submodule(module), own, share)
 
 
-def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of an optimizer, with tensors in shares put together in the memory of the CPU."""
-    state = optimizer.state_dict()
-    return {
-        **state,
-        "state": {
+class OptimizerState:
+    """What an optimizer knows beside the weights; given and taken whole."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def give(self) -> dict[str, Any]:
+        """As the optimizer of one process would tell it; what lies in shares in the memory of the CPU."""
+        state = self.optimizer.state_dict()
+        whole = {
             index: {
                 name: whole_tensor(value).cpu() if hasattr(value, "full_tensor") else value
                 for name, value in values.items()
             }
             for index, values in state["state"].items()
-        },
-    }
+        }
+        return {**state, "state": whole}
+
+    def take(self, state: dict[str, Any]) -> None:
+        """Go on from it."""
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        for index, values in state["state"].items():
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor):
+                    values[name] = share_of(value, parameters[index])
+        self.optimizer.load_state_dict(state)
+        _lay_out_like_parameters(self.optimizer)
+
+
+class ZeroState(OptimizerState):
+    """Under ZeRO: each process keeps the state of a stretch of all parameters, laid end to end."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, zero: Any, parameters: list[torch.nn.Parameter]) -> None:
+        super().__init__(optimizer)
+        self.zero, self.parameters = zero, parameters
+
+    def give(self) -> dict[str, Any]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        (group,) = self.optimizer.param_groups
+        (stretch,) = group["params"]
+        step = self.optimizer.state[stretch]["step"]
+        state = {
+            index: {"step": step, **{name: safe_get_full_optimizer_state(parameter, name).cpu() for name in MOMENTS}}
+            for index, parameter in enumerate(self.parameters)
+        }
+        return {"state": state, "param_groups": [{**group, "params": list(range(len(self.parameters)))}]}
+
+    def take(self, state: dict[str, Any]) -> None:
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_set_full_optimizer_state
+
+        (group,), (saved,) = self.optimizer.param_groups, state["param_groups"]
+        group.update({name: value for name, value in saved.items() if name != "params"})
+        (stretch,) = group["params"]
+        step = state["state"][0]["step"].to(stretch.device)
+        self.optimizer.state[stretch] = {"step": step, **{name: torch.zeros_like(stretch) for name in MOMENTS}}
+        (parameters,) = self.zero.bit16_groups
+        lazy_init_hp_params_optimizer_state(parameters, stretch, self.optimizer.state)
+        for index, parameter in enumerate(self.parameters):
+            for name in MOMENTS:
+                value = state["state"][index][name].to(parameter.device)
+                safe_set_full_optimizer_state(parameter, value, name)
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Files hold rows; fused optimizers walk over weight and state side by side in memory, whatever their strides."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -174,7 +174,7 @@ class Watch:
 
     def _predict(self, models: Models, trial: _Trial, control: torch.Tensor) -> torch.Tensor:
         batch = dataclasses.replace(trial.batch, control=control.to(trial.x_0.device))
-        with self.accelerator.autocast():
+        with torch.autocast(trial.x_0.device.type, models.dtype, enabled=models.dtype != torch.float32):
             return predict_noised(models, batch, trial.x_0, trial.text).float()
 
     @torch.no_grad()

@@ -124,7 +124,8 @@ class SharedState(torch.optim.SGD):
 
 
 def test_state_that_is_shared_or_nested_survives_a_checkpoint(tmp_path):
-    from controlkit.training.checkpoints import State, load_optimizer, save_checkpoint
+    from controlkit.training.checkpoints import State, optimizer_state, save_checkpoint
+    from controlkit.training.sharding import OptimizerState
 
     def parameters():
         return [torch.nn.Parameter(torch.full((3, 2), float(number))) for number in (1, 2)]
@@ -135,7 +136,7 @@ def test_state_that_is_shared_or_nested_survives_a_checkpoint(tmp_path):
     first.step()
     path = save_checkpoint(tmp_path, State(step=1), {}, first.state_dict())
     other = SharedState(parameters(), lr=0.1, momentum=0.9)
-    load_optimizer(path, other)
+    OptimizerState(other).take(optimizer_state(path))
     for mine, theirs in zip(first.state.values(), other.state.values(), strict=True):
         assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
         assert torch.equal(mine["table"], theirs["table"])
