@@ -35,8 +35,8 @@ def cannot_be_shared(config: TrainConfig, how: str) -> Iterator[str]:
         yield f"optimizer={config.optimizer}: under {how} adamw alone has its state in shares"
     if config.mixed_precision == "fp16":
         yield f"mixed_precision=fp16: {how} is given no scaled gradients; take bf16"
-    if config.compile and how == "DeepSpeed":
-        yield "compile=true: DeepSpeed's own hooks stand in its way; leave it out"
+    if config.compile:
+        yield f"compile=true: {how} gathers and lets go between the layers that would become one; leave it out"
 
 
 def without_weights(network: Any) -> Any:

@@ -209,7 +209,7 @@ def test_a_config_file_of_deepspeed_decides_what_is_not_the_runs(ask, tmp_path, 
 
 @pytest.mark.parametrize("how", ["FSDP", "DeepSpeed"])
 @pytest.mark.parametrize(
-    "setting", ["decoder=true", "channels_last=true", "optimizer=adafactor", "mixed_precision=fp16"]
+    "setting", ["decoder=true", "channels_last=true", "optimizer=adafactor", "mixed_precision=fp16", "compile=true"]
 )
 def test_a_setting_that_cannot_be_shared_is_named(setting, how):
     (problem,) = cannot_be_shared(build(TrainConfig, None, [setting]), how)
@@ -219,8 +219,6 @@ def test_a_setting_that_cannot_be_shared_is_named(setting, how):
 
 
 def test_what_cannot_be_shared_is_refused(ask):
-    assert list(cannot_be_shared(TrainConfig(compile=True), "FSDP")) == []
-    assert len(list(cannot_be_shared(TrainConfig(compile=True), "DeepSpeed"))) == 1
     ask(FSDP)
     assert refusal("decoder=true").startswith("decoder=true: FSDP")
 
