@@ -32,6 +32,17 @@ def test_every_panel_has_what_the_run_measured():
     assert draw_curves([]) is None
 
 
+def test_each_of_several_types_has_a_curve_of_its_own():
+    rows = made_up(fidelity=False)
+    for row in rows:
+        if "map_gain_share" in row:
+            of_each = {"canny": 0.3, "depth": 0.1}
+            row["by_type"] = {type: {"map_gain_share": gain(mean)} for type, mean in of_each.items()}
+    *_, alone = panels_of(rows)
+    assert [(curve.label, set(curve.y)) for curve in alone.curves] == [("canny", {0.3}), ("depth", {0.1})]
+    assert draw_curves(rows).shape[0] > draw_curves(made_up(fidelity=False)).shape[0]
+
+
 def test_the_event_stands_at_its_step():
     """Its colour appears in the picture with the event alone, in the middle of the axis for the middle of the run."""
 

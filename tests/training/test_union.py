@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from controlkit.training.config import TrainConfig, control_dropout
 from controlkit.training.diagnosis import diagnose
 from controlkit.training.dropout import ControlDropout
 from controlkit.training.objective import control_loss
+from controlkit.training.samples import prepare_samples
 from controlkit.training.watch import acquired_at
 from tests.training.test_objective import set_up
 from tests.training.test_train import metrics, same, train, weights
@@ -143,6 +145,17 @@ def test_one_type_may_be_made_while_training(two_types):
     assert len({drawn[epoch, 3]["control"][GREY].sum().item() for epoch in range(8)}) == 1
 
 
+def test_parameters_of_one_name_are_drawn_apart(two_types):
+    class Told:
+        def make(self, image, draw):
+            return draw("strength")
+
+    data = rows_of(two_types, fresh={type: Told() for type in TYPES})
+    row, picture = data.rows[0], np.zeros((8, 8, 3), np.uint8)
+    drawn = {type: [data._made(type, row, picture, epoch) for epoch in range(2)] for type in TYPES}
+    assert len({value for values in drawn.values() for value in values}) == 4
+
+
 # What a run says and leaves
 
 
@@ -180,6 +193,18 @@ def test_the_grid_shows_every_map(run, two_types):
     own = sheet[-64:]
     assert not own[:, :64].any()  # of the user's map there is no edge
     assert np.array_equal(own[:, 66:130], read_picture(two_types / "conditions/grey/003.png.png"))
+
+
+def test_the_samples_are_scored_by_each_type(two_types):
+    types = ("canny", "scribble")
+    data = rows_of(two_types, ("canny",))
+    rows = [replace(row, controls=dict.fromkeys(types, row.controls["canny"])) for row in data.rows]
+    both = ControlRows(rows, condition=types, resolution=64, latent_shape=(4, 8, 8), timesteps=1000,
+                       prompt_dropout=0.5, seed=0)  # fmt: skip
+    config = build(TrainConfig, None, ["samples.count=2"])
+    shown, judges = prepare_samples(config, both, rows, pytest.fail)
+    assert [judges[type].metric for type in types] == ["canny_f1_1px", "scribble_f1_1px"]
+    assert [set(row.maps) for row in shown] == [set(types)] * 2
 
 
 @pytest.mark.slow
