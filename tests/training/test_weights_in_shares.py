@@ -23,6 +23,7 @@ from controlkit.training.config import TrainConfig
 from controlkit.training.launch import make_sharing_accelerator
 from controlkit.training.sharding import cannot_be_shared, local, share_of, whole_tensor
 from tests.forked import Forked
+from tests.launcher import ROOT, run
 from tests.training.descent import descend, take_descent
 from tests.training.test_kills_of_trainings import everything
 from tests.training.test_train import SETTINGS, steps_of, train, weights
@@ -65,11 +66,11 @@ def train_in_shares(ask, dataset, tmp_path):
     def train(asked, output, *settings, before=(), resume=False):
         ask(asked)
         arguments = ["train", f"data.path={dataset}", f"output={output}", *SETTINGS, *settings]
-        run = Forked([*arguments, *(["--resume"] if resume else [])], 2, tmp_path, (share_on_a_cpu, *before))
-        code, said = run.end(), run.err.read_text()
+        forked = Forked([*arguments, *(["--resume"] if resume else [])], 2, tmp_path, (share_on_a_cpu, *before))
+        code, said = forked.end(), forked.err.read_text()
         assert code == 0, said
         assert f"in shares on 2 processes ({'FSDP' if asked is FSDP else 'DeepSpeed'})" in said
-        run.err.unlink()
+        forked.err.unlink()
 
     return train
 
@@ -150,6 +151,33 @@ def test_a_run_in_shares_goes_on_exactly(train_in_shares, tmp_path, asked, setti
     train_in_shares(asked, broken, *settings, resume=True)
     assert newest_checkpoint(broken / "checkpoints").name == "step-000004"
     assert everything(broken) == everything(whole)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(
+    ("launch", "name"),
+    [
+        (["--use_fsdp", "--fsdp_version", "2"], "FSDP"),
+        pytest.param(["--use_deepspeed", "--zero_stage", "2"], "DeepSpeed", marks=WITH_DEEPSPEED),
+    ],
+)
+def test_two_gpus_share_as_people_launch_them(dataset, tmp_path, launch, name):
+    """The losses are those of DDP; it looks, paints, saves, and goes on from what it saved."""
+    settings = [*SETTINGS, f"data.path={dataset}", "mixed_precision=bf16", "watch.every=2", "watch.rows=2"]
+    settings += ["samples.every=2", "samples.count=2", "samples.steps=1"]
+
+    def launched(how, output, *more):
+        command = ["-m", "accelerate.commands.launch", "--num_processes", "2", *how, "train_controlnet.py"]
+        done = run(*command, *settings, f"output={tmp_path / output}", *more, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    launched(["--multi_gpu"], "ddp", "steps=6")
+    assert f"in shares on 2 processes ({name})" in launched(launch, "shared", "steps=4")
+    assert "resumed at step 4" in launched(launch, "shared", "steps=6", "--resume")
+    ours, theirs = ([row["loss"] for row in steps_of(tmp_path / name)] for name in ("shared", "ddp"))
+    assert ours == pytest.approx(theirs, rel=0.02)
 
 
 # Refused
