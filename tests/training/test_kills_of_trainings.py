@@ -6,6 +6,7 @@ import time
 import pytest
 
 from controlkit.training.checkpoints import newest_checkpoint
+from tests.data.test_forms import forms, imagefolder
 from tests.forked import Forked
 from tests.training.test_train import metrics
 
@@ -16,8 +17,10 @@ SETTINGS = [
 ]
 
 
-def arguments_of(dataset, run, steps, workers):
-    return [f"data.path={dataset}", f"output={run}", f"steps={steps}", f"data.workers={workers}", *SETTINGS, "--quiet"]
+def arguments_of(data, run, steps, workers):
+    path, condition, maps = data
+    named = [f"data.path={path}", f"data.condition={condition}", *([f"data.maps={maps}"] if maps else [])]
+    return [*named, f"output={run}", f"steps={steps}", f"data.workers={workers}", *SETTINGS, "--quiet"]
 
 
 def wait_for(training, condition):
@@ -54,12 +57,12 @@ def everything(run):
     }
 
 
-def unbroken_and_killed(dataset, tmp_path, *, processes, workers, steps, kills):
+def unbroken_and_killed(data, tmp_path, *, processes, workers, steps, kills):
     chance = random.Random(f"{processes} {workers}")
     killed, whole = tmp_path / "killed", tmp_path / "whole"
 
     def begin(run, *options):
-        arguments = [*arguments_of(dataset, run, steps, workers), *options]
+        arguments = [*arguments_of(data, run, steps, workers), *options]
         return Forked(["train", *arguments], processes, tmp_path)
 
     for number in range(kills):
@@ -77,10 +80,13 @@ def unbroken_and_killed(dataset, tmp_path, *, processes, workers, steps, kills):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_twice(dataset, tmp_path, processes, workers):
-    unbroken_and_killed(dataset, tmp_path, processes=processes, workers=workers, steps=40, kills=2)
+@forms
+def test_killed_twice(make, dataset, tmp_path, processes, workers):
+    data = make(dataset, tmp_path / "out")
+    unbroken_and_killed(data, tmp_path, processes=processes, workers=workers, steps=40, kills=2)
 
 
 @pytest.mark.slow
 def test_killed_at_twenty_moments(dataset, tmp_path):
-    unbroken_and_killed(dataset, tmp_path, processes=2, workers=2, steps=200, kills=20)
+    data = imagefolder(dataset, tmp_path)
+    unbroken_and_killed(data, tmp_path, processes=2, workers=2, steps=200, kills=20)
