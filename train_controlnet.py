@@ -235,7 +235,7 @@ def train(
                 save_checkpoint(run.checkpoints, now_at, saved, steps_taken)
                 drop_old_checkpoints(run.checkpoints, config.keep_checkpoints)
             del saved, steps_taken
-            accelerator.wait_for_everyone()
+            processes.wait()
         log.restart_clock()
         if stopped:
             break
@@ -253,7 +253,7 @@ def train(
         if (curves := draw_curves(metrics)) is not None:
             save_png(run.folder / CURVES, curves)
         atomic_write_text(run.folder / "README.md", model_card(config, base, len(learned), metrics, samples))
-    accelerator.wait_for_everyone()
+    processes.wait()
     accelerator.end_training()
     if config.push_to_hub and processes.first and stopped is None:  # when nobody waits for it
         say(f"uploaded to {push_to_hub(run.folder, config.push_to_hub)}")

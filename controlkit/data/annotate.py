@@ -150,7 +150,7 @@ def _unpacked(job: Job, processes: Processes) -> dict[str, str] | None:
         raise RequestError(f"{job.data}: its pictures have to be put somewhere; give --out DIR")
     need_writable(job.out, "the output folder")
     unreadable = unpack(job.data, job.out, job.fps) if processes.first else {}
-    processes.gather([None])  # the others wait until all is there
+    processes.wait()  # until all is there
     return unreadable
 
 

@@ -155,13 +155,13 @@ def train_task(
                 now_at = State(step, rows_seen, scaler, asdict(log.guard), log.guard.calm)
                 save_checkpoint(run.checkpoints, now_at, saved, optimizer.state_dict())
                 drop_old_checkpoints(run.checkpoints, config.keep_checkpoints)
-            accelerator.wait_for_everyone()
+            processes.wait()
 
         # Paint samples, of the averages where there are any.
         if "sample" in now and processes.first:
             rows = task.sheet({**networks, **averages}, device)
             save_png(run.folder / "samples" / f"step-{step:06d}.png", grid(rows))
-        accelerator.wait_for_everyone()
+        processes.wait()
         log.restart_clock()
         if stopped:
             break
@@ -169,7 +169,7 @@ def train_task(
     # Hand over, or leave.
     if processes.first and stopped in (None, "time"):
         task.hand_over({**networks, **averages}, run.folder, device)
-    accelerator.wait_for_everyone()
+    processes.wait()
     accelerator.end_training()
     if stopped:
         leave(stopped, step, config.steps, config.max_minutes, tell)
