@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ class Row:
 def find_datasets(path: str, say: Callable[[str], None] = lambda text: None) -> list[Path]:
     """What a `data.path` names on this machine, apart by commas: each a folder, a file or several by wildcards, or a
     world (`rooms`, `rooms:20000`), which is drawn into the cache first."""
-    found = _find_datasets(path, say)
+    found = _find_datasets(path, say, Processes())
     if elsewhere := [each.address for each in found if isinstance(each, RemoteFile)]:
         raise RequestError(f"data.path={elsewhere[0]}: lies on another machine, and is needed here; copy it")
     return [each for each in found if isinstance(each, Path)]
@@ -85,11 +86,12 @@ def read_datasets(
     processes: Processes | None = None,
 ) -> list[Row]:
     """The rows of all that `data.path` names; the rest is that of `read_dataset`."""
-    found = _find_datasets(path, say)
+    processes = processes or Processes()
+    found = _find_datasets(path, say, processes)
     if maps is not None and (len(found) > 1 or not (isinstance(found[0], Path) and found[0].is_dir())):
         raise RequestError(f"data.maps={maps}: goes with one folder of pictures, but data.path={path} is none")
     folder = None if maps is None else Path(maps).expanduser()
-    tars = read_through([each for each in found if isinstance(each, RemoteFile)], processes or Processes(), say)
+    tars = read_through([each for each in found if isinstance(each, RemoteFile)], processes, say)
     return [
         row
         for data in (tars[each] if isinstance(each, RemoteFile) else each for each in found)
@@ -170,14 +172,14 @@ def held_out(content: str, share: float) -> bool:
     return int(content[:8], 16) < share * 2**32
 
 
-def _find_datasets(path: str, say: Callable[[str], None]) -> list[Path | RemoteFile]:
+def _find_datasets(path: str, say: Callable[[str], None], processes: Processes) -> list[Path | RemoteFile]:
     """With `://` on another machine."""
     if Path(path).expanduser().exists():
         return [Path(path).expanduser()]
-    return [found for each in path.split(",") for found in _find_dataset(each.strip(), say)]
+    return [found for each in path.split(",") for found in _find_dataset(each.strip(), say, processes)]
 
 
-def _find_dataset(path: str, say: Callable[[str], None]) -> Sequence[Path | RemoteFile]:
+def _find_dataset(path: str, say: Callable[[str], None], processes: Processes) -> Sequence[Path | RemoteFile]:
     if "://" in path:
         return find_remote(path)
     if Path(path).expanduser().exists():
@@ -191,7 +193,11 @@ def _find_dataset(path: str, say: Callable[[str], None]) -> Sequence[Path | Remo
         )
     if colon and not (count.isdecimal() and int(count) > 0):
         raise RequestError(f"data.path={path}: expected a number of scenes behind the colon, e.g. {world}:20000")
-    return [WORLDS[world](int(count) if colon else None, say)]
+    find_or_draw = partial(WORLDS[world], int(count) if colon else None, say)
+    if processes.first:
+        find_or_draw()
+    processes.wait()
+    return [find_or_draw()]  # it is there, unless this machine does not see the disk of the first
 
 
 def _contents(

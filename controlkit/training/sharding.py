@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 """What is gathered for a forward pass, and let go behind it, one after the other."""
 
-
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Of AdamW, the optimizer that is shared out."""
 

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from controlkit.cli.main import main
 from controlkit.data.pictures import read_picture
-from controlkit.data.rows import held_out, read_dataset, read_datasets
+from controlkit.data.rows import WORLDS, held_out, read_dataset, read_datasets
 from controlkit.errors import RequestError
 from controlkit.processes import Processes
 from controlkit.training.batches import ControlRows, make_batches
@@ -161,6 +161,24 @@ def test_files_and_wildcards_name_data(dataset, tmp_path):
     folder, _, _ = as_webdataset(dataset, tmp_path / "tars")
     assert len(read_datasets(f"{folder}/*.tar", "canny")) == 24
     assert len(read_datasets(f"{folder / '00000.tar'}, {folder / '00002.tar'}", "canny")) == 14
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, ["found", "wait", "found"]), (1, ["wait", "found"])])
+def test_one_of_several_processes_draws_a_world(dataset, monkeypatch, rank, expected):
+    """The others wait until it is there."""
+    done = []
+
+    class Waiting(Processes):
+        def wait(self):
+            done.append("wait")
+
+        def gather(self, items):
+            return items
+
+    monkeypatch.setitem(WORLDS, "drawn", lambda count, say: done.append("found") or dataset)
+    monkeypatch.setattr(Processes, "slice", lambda self, items: items)
+    assert read_datasets("drawn:8", "canny", processes=Waiting(rank, 2))
+    assert done == expected
 
 
 def test_a_label_is_read_from_any_form(dataset, tmp_path):
