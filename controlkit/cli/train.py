@@ -44,6 +44,7 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
         notes.append(f"config: {config_name}, made for the small base {DEFAULT_BASE}; yours: base=FOLDER_OR_HUB_ID")
     config = build(TrainConfig, find_config(config_name) if config_name else None, settings)
     if dry_run:
+        from controlkit.training.launch import asked_to_share
         from controlkit.training.plan import describe, plan
 
         base = find_base(config.base, prediction=config.base_prediction, tokenizer=config.base_tokenizer)
@@ -51,7 +52,7 @@ def command(settings: tuple[str, ...], config_name: str | None, dry_run: bool, r
             output.say(guess)
         check_against_base(config, base)
         rows = read_rows(config, output.say)
-        expected = plan(config, base, len(rows), Processes.launched().count)
+        expected = plan(config, base, len(rows), Processes.launched().count, asked_to_share(config))
         data = to_dict(config) | {"rows": len(rows), "family": base.family, "plan": expected}
         told = [f"{len(rows)} rows · {base.family} · nothing was trained", *describe(expected).splitlines()]
         output.answer(to_yaml(config) + "\n".join(f"# {note}" for note in told), data)

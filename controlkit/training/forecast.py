@@ -44,6 +44,18 @@ class Forecast:
     def total(self) -> int:
         return sum(vars(self).values())
 
+    def in_shares(self, shared_by: str, processes: int) -> Forecast:
+        """Where what learns is shared out over so many processes: under FSDP all of it, under DeepSpeed its gradients
+        and optimizer, which then keeps weights of its own."""
+        whole = shared_by == "DeepSpeed"
+        return Forecast(
+            base=self.base,
+            learned=self.learned if whole else _share(self.learned, processes),
+            gradients=_share(self.gradients, processes),
+            optimizer=_share(self.optimizer + (self.gradients if whole else 0), processes),
+            activations=self.activations,
+        )
+
 
 def forecast(config: TrainConfig, base: Base) -> Forecast:
     """What a run with this config holds on each of its devices."""
@@ -210,6 +222,10 @@ def _in(dtype: torch.dtype, values: Any) -> Any:
 
 def _text_config(base: Base, suffix: str) -> dict[str, Any]:
     return base.config(f"text_encoder{suffix}")
+
+
+def _share(size: int, processes: int) -> int:
+    return -(-size // processes)
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

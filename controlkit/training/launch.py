@@ -18,7 +18,7 @@ _ASKED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"
 
 def make_accelerator(mixed_precision: str, gradient_accumulation: int = 1) -> Accelerator:
     """accelerate's, of one process or of several under DDP."""
-    if asked := _asked():
+    if asked := asked_to_share():
         raise RequestError(
             f"the launcher asks for {asked}, and this trainer runs under DDP: launch with accelerate launch "
             f"--multi_gpu --num_processes N …, and without {asked} in accelerate's own config"
@@ -29,11 +29,9 @@ def make_accelerator(mixed_precision: str, gradient_accumulation: int = 1) -> Ac
 def make_sharing_accelerator(config: TrainConfig) -> Accelerator:
     """accelerate's, of one process or of several: under DDP or, where the launcher asks for it, under FSDP or
     DeepSpeed, which share out what learns."""
-    asked = _asked()
+    asked = asked_to_share(config)
     if asked is None:
         return _accelerator(config.mixed_precision, config.gradient_accumulation)
-    if problems := list(cannot_be_shared(config, asked)):
-        raise RequestError("\n".join(problems))
     if asked == "FSDP":
         accelerator = _accelerator(config.mixed_precision, config.gradient_accumulation, fsdp_plugin=_fsdp(config))
     else:
@@ -48,10 +46,14 @@ def make_sharing_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def _asked() -> str | None:
+def asked_to_share(config: TrainConfig | None = None) -> str | None:
+    """By what the launcher wants it shared out, if it does; refused where this config cannot be."""
     from accelerate.utils import parse_flag_from_env
 
-    return next((name for flag, name in _ASKED.items() if parse_flag_from_env(flag)), None)
+    asked = next((name for flag, name in _ASKED.items() if parse_flag_from_env(flag)), None)
+    if asked and config and (problems := list(cannot_be_shared(config, asked))):
+        raise RequestError("\n".join(problems))
+    return asked
 
 
 def _accelerator(mixed_precision: str, gradient_accumulation: int, **plugin: Any) -> Accelerator:

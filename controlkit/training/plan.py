@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from controlkit.training.config import TrainConfig
 
 
-def plan(config: TrainConfig, base: Base, rows: int, processes: int) -> dict[str, Any]:
+def plan(config: TrainConfig, base: Base, rows: int, processes: int, shared_by: str | None = None) -> dict[str, Any]:
     """The numbers; `images_per_second` and `hours` are None where the run's folder holds no measurement."""
     together = config.batch_size * config.gradient_accumulation * processes
     expected = forecast(config, base)
+    if shared_by:
+        expected = expected.in_shares(shared_by, processes)
     rate = measured_rate(Path(config.output).expanduser())
     return {
         "steps": config.steps,

@@ -18,8 +18,10 @@ from controlkit.cli.main import main
 from controlkit.config import build
 from controlkit.data.pictures import read_picture
 from controlkit.errors import RequestError
+from controlkit.models.bases import find_base
 from controlkit.training.checkpoints import newest_checkpoint, optimizer_state
 from controlkit.training.config import TrainConfig
+from controlkit.training.forecast import forecast
 from controlkit.training.launch import make_sharing_accelerator
 from controlkit.training.sharding import cannot_be_shared, local, share_of, whole_tensor
 from tests.forked import Forked
@@ -244,6 +246,25 @@ def test_a_setting_that_cannot_be_shared_is_named(setting, how):
     assert problem.startswith(f"{setting}: ")
     assert how in problem
     assert list(cannot_be_shared(TrainConfig(), how)) == []
+
+
+def test_a_dry_run_tells_what_a_share_takes(ask, dataset, capsys):
+    """Of the processes of a launch; here there is one, which has all of it."""
+    base = find_base("random-sd15")
+    alone = forecast(TrainConfig(base="random-sd15"), base)
+    fsdp, zero = (alone.in_shares(how, 4) for how in ("FSDP", "DeepSpeed"))
+    assert fsdp.learned * 4 == pytest.approx(alone.learned, abs=4)
+    assert zero.learned == alone.learned
+    assert fsdp.optimizer * 4 == pytest.approx(alone.optimizer, abs=4)
+    assert zero.optimizer * 4 == pytest.approx(alone.optimizer + alone.gradients, abs=4)  # its weights are float32 too
+    assert {each.gradients for each in (fsdp, zero)} == {-(-alone.gradients // 4)}
+    assert {(each.base, each.activations) for each in (fsdp, zero)} == {(alone.base, alone.activations)}
+    ask(FSDP)
+    arguments = ["train", f"data.path={dataset}", "base=random-sd15", "--dry-run"]
+    assert main(arguments) == 0
+    assert f"learned {alone.learned / 1e9:.2f}" in capsys.readouterr().out
+    assert main([*arguments, "decoder=true"]) == 2
+    assert "decoder=true: FSDP shares out one network" in capsys.readouterr().err
 
 
 def test_what_cannot_be_shared_is_refused(ask):
