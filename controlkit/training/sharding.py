@@ -27,15 +27,15 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def cannot_be_shared(config: TrainConfig, how: str) -> Iterator[str]:
     """The settings that ask for what FSDP or DeepSpeed does not do."""
     if config.decoder:
-        yield f"decoder=true: {how} shares out one network, and the base's decoder is a second"
+        yield f"decoder=true: {how} shares out one network, and the base's decoder is a second; leave it out"
     if config.channels_last:
-        yield f"channels_last=true: {how} shares out weights that lie in rows"
+        yield f"channels_last=true: {how} shares out weights that lie in rows; take channels_last=false"
     if config.optimizer != "adamw":
-        yield f"optimizer={config.optimizer}: under {how} adamw alone has its state in shares"
+        yield f"optimizer={config.optimizer}: under {how} adamw alone has its state in shares; take adamw"
     if config.mixed_precision == "fp16":
         yield f"mixed_precision=fp16: {how} is given no scaled gradients; take bf16"
     if config.compile:
-        yield f"compile=true: {how} gathers and lets go between the layers that would become one; leave it out"
+        yield f"compile=true: {how} gathers and lets go between the layers that would become one; take compile=false"
 
 
 def without_weights(network: Any) -> Any:
