@@ -228,7 +228,7 @@ def train(
 
         # Save a checkpoint.
         if "save" in now:
-            saved, steps_taken = nets.saved(), nets.optimizer.give()
+            saved, steps_taken = nets.saved(here=processes.first), nets.optimizer.give(here=processes.first)
             if processes.first:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
                 now_at = State(step, rows_seen, scaler, asdict(log.guard), log.guard.calm)

@@ -115,16 +115,16 @@ def _verdict(metrics: list[dict[str, Any]]) -> str:
     if looks := looks_in(metrics):
         last = looks[-1]
         control, read = last["control_gain_share"], last["map_gain_share"]
-        own = f"{read['mean']:.1%} of it ({read['low']:.1%} to {read['high']:.1%})"
+        own = f"{read['mean']:z.1%} of it ({read['low']:z.1%} to {read['high']:z.1%})"
         lines.append(
-            f"\nBehind step {last['step']} the control takes {control['mean']:.1%} off the held-out loss "
-            f"({control['low']:.1%} to {control['high']:.1%}); a row's own map beats another's by {own}."
+            f"\nBehind step {last['step']} the control takes {control['mean']:z.1%} off the held-out loss "
+            f"({control['low']:z.1%} to {control['high']:z.1%}); a row's own map beats another's by {own}."
         )
         for type, gains in last.get(ALONE, {}).items():
             control, read = gains["control_gain_share"], gains["map_gain_share"]
             lines.append(
-                f"\nThe {type} map alone, the others black, takes {control['mean']:.1%} off it; its own beats "
-                f"another's by {read['mean']:.1%} ({read['low']:.1%} to {read['high']:.1%})."
+                f"\nThe {type} map alone, the others black, takes {control['mean']:z.1%} off it; its own beats "
+                f"another's by {read['mean']:z.1%} ({read['low']:z.1%} to {read['high']:z.1%})."
             )
     scores = {row["fidelity"]["metric"]: row for row in metrics if "fidelity" in row}
     for row in scores.values():

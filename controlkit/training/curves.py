@@ -189,7 +189,7 @@ def _draw_curve(draw: ImageDraw, curve: Curve, place: Any) -> None:
             _dashed(draw, one, other, curve.colour)
     else:
         draw.line(points, fill=curve.colour, width=2 * SCALE, joint="curve")
-    if len(points) <= 40 and not curve.dashed:
+    if len(points) == 1 or (len(points) <= 40 and not curve.dashed):
         reach = (2.5 if len(points) > 1 else 4) * SCALE
         for x, y in points:
             draw.ellipse([(x - reach, y - reach), (x + reach, y + reach)], fill=curve.colour)

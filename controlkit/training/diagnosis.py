@@ -30,8 +30,8 @@ def diagnose(
     if looks:
         found += [_of_learning(config, looks[-1], steps, maps_are_good=not found)]
         found += [
-            f"{type} maps alone are not followed yet: the loss falls by {gains['control_gain_share']['mean']:.1%} "
-            f"under them, and a row's own beats another's by {gains['map_gain_share']['mean']:+.1%}"
+            f"{type} maps alone are not followed yet: the loss falls by {gains['control_gain_share']['mean']:z.1%} "
+            f"under them, and a row's own beats another's by {gains['map_gain_share']['mean']:+z.1%}"
             for type, gains in looks[-1].get(ALONE, {}).items()
             if not is_clear(gains)
         ]
@@ -48,8 +48,8 @@ def _of_learning(config: TrainConfig, last: dict[str, Any], steps: list[dict[str
         return f"the zero convolutions are dead: still exactly zero behind step {step}; {gradients}, {lr}"
     if control["high"] < -_WORSE:
         return (
-            f"lr is too high: with the control the held-out loss is {-control['mean']:.1%} worse than without it "
-            f"({lr}; the control moves the prediction by {influence:.1%}); lower lr, by 10 to begin with"
+            f"lr is too high: with the control the held-out loss is {-control['mean']:z.1%} worse than without it "
+            f"({lr}; the control moves the prediction by {influence:z.1%}); lower lr, by 10 to begin with"
         )
     if influence < _FAINT:
         return (
@@ -65,7 +65,7 @@ def _of_learning(config: TrainConfig, last: dict[str, Any], steps: list[dict[str
     if control["low"] > ACQUIRED_SHARE and own_map["low"] > ACQUIRED_SHARE:
         return (
             f"control has only just appeared: behind step {step} a row's own map beats another's by "
-            f"{own_map['mean']:.1%} of the held-out loss, and a single look may be chance; train on"
+            f"{own_map['mean']:z.1%} of the held-out loss, and a single look may be chance; train on"
         )
     if control["low"] > ACQUIRED_SHARE:
         why = (
@@ -74,11 +74,11 @@ def _of_learning(config: TrainConfig, last: dict[str, Any], steps: list[dict[str
             else "as is to be expected of such maps"
         )
         return (
-            f"the maps are not read: the loss falls by {control['mean']:.1%} under the control, and as much with "
-            f"another row's map ({own_map['mean']:+.1%}); {why}"
+            f"the maps are not read: the loss falls by {control['mean']:z.1%} under the control, and as much with "
+            f"another row's map ({own_map['mean']:+z.1%}); {why}"
         )
     return (
-        f"no clear gain yet behind step {step}: {control['mean']:+.1%} of the loss ({control['low']:+.1%} to "
-        f"{control['high']:+.1%}); the sudden convergence often takes thousands of steps: train longer, or with larger "
-        f"batches"
+        f"no clear gain yet behind step {step}: {control['mean']:+z.1%} of the loss ({control['low']:+z.1%} to "
+        f"{control['high']:+z.1%}); the sudden convergence often takes thousands of steps: train longer, or with "
+        f"larger batches"
     )

@@ -16,7 +16,14 @@ from controlkit.models.formats.convert import save_control_lora
 from controlkit.training.loop import AVERAGE, follow
 from controlkit.training.low_rank import LowRankControlNet, learn_at_low_rank
 from controlkit.training.samples import for_use
-from controlkit.training.sharding import OptimizerState, ZeroState, put_together, share_out, without_weights
+from controlkit.training.sharding import (
+    OptimizerState,
+    ZeroState,
+    put_together,
+    put_together_here,
+    share_out,
+    without_weights,
+)
 from controlkit.training.speed import precision
 
 if TYPE_CHECKING:
@@ -76,10 +83,15 @@ class Learned:
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
-    def saved(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
-        averages = {name + AVERAGE: self._whole(name, average) for name, average in self.averages.items()}
-        return {**{name: self._whole(name, net) for name, net in self.networks.items()}, **averages}
+    def saved(self, *, here: bool = True) -> dict[str, Any]:
+        """What a checkpoint holds; whole on the process that writes it, which alone needs it."""
+        held = {**self.networks, **{name + AVERAGE: average for name, average in self.averages.items()}}
+        if not self._empty:
+            return held
+        return {
+            name: put_together_here(net, self._empty[name.removesuffix(AVERAGE)], here=here)
+            for name, net in held.items()
+        }
 
     def result(self) -> dict[str, Any]:
         """What is sampled from and handed over: the averages, where they are kept."""

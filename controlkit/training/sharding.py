@@ -50,8 +50,22 @@ def without_weights(network: Any) -> Any:
 
 def put_together(network: Any, empty: Any) -> Any:
     """The whole network, on each process: `empty`, as made by `without_weights`, filled with what lies in shares."""
+    return _filled(empty, {name: whole_tensor(value) for name, value in network.state_dict().items()})
+
+
+def put_together_here(network: Any, empty: Any, *, here: bool) -> Any:
+    """The whole network in the memory of the CPU, on the process that wants it; None on the others."""
+    state = {}
+    for name, value in network.state_dict().items():
+        whole = whole_tensor(value)
+        if here:
+            state[name] = whole.cpu()
+    return _filled(empty, state) if here else None
+
+
+def _filled(empty: Any, state: dict[str, torch.Tensor]) -> Any:
     whole = without_weights(empty)
-    whole.load_state_dict({name: whole_tensor(value) for name, value in network.state_dict().items()}, assign=True)
+    whole.load_state_dict(state, assign=True)
     return whole
 
 
@@ -90,16 +104,16 @@ class OptimizerState:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
 
-    def give(self) -> dict[str, Any]:
-        """As the optimizer of one process would tell it; what lies in shares in the memory of the CPU."""
+    def give(self, *, here: bool) -> dict[str, Any]:
+        """As the optimizer of one process would tell it, on the process that wants it; what lay in shares is in the
+        memory of the CPU."""
         state = self.optimizer.state_dict()
-        whole = {
-            index: {
-                name: whole_tensor(value).cpu() if hasattr(value, "full_tensor") else value
-                for name, value in values.items()
-            }
-            for index, values in state["state"].items()
-        }
+        whole: dict[int, dict[str, Any]] = {}
+        for index, values in state["state"].items():
+            for name, value in values.items():
+                found = whole_tensor(value) if hasattr(value, "full_tensor") else None
+                if here:
+                    whole.setdefault(index, {})[name] = value if found is None else found.cpu()
         return {**state, "state": whole}
 
     def take(self, state: dict[str, Any]) -> None:
@@ -120,16 +134,18 @@ class ZeroState(OptimizerState):
         super().__init__(optimizer)
         self.zero, self.parameters = zero, parameters
 
-    def give(self) -> dict[str, Any]:
+    def give(self, *, here: bool) -> dict[str, Any]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         (group,) = self.optimizer.param_groups
         (stretch,) = group["params"]
         step = self.optimizer.state[stretch]["step"]
-        state = {
-            index: {"step": step, **{name: safe_get_full_optimizer_state(parameter, name).cpu() for name in MOMENTS}}
-            for index, parameter in enumerate(self.parameters)
-        }
+        state: dict[int, dict[str, Any]] = {}
+        for index, parameter in enumerate(self.parameters):
+            for name in MOMENTS:
+                whole = safe_get_full_optimizer_state(parameter, name)
+                if here:
+                    state.setdefault(index, {"step": step})[name] = whole.cpu()
         return {"state": state, "param_groups": [{**group, "params": list(range(len(self.parameters)))}]}
 
     def take(self, state: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ class Telemetry:
         since = acquired_at(self.looks)
         if since is not None:
             gain = self.looks[-1]["map_gain_share"]["mean"]
-            self.say(f"{ACQUIRED} at step {since}: a row's own map beats another's by {gain:.1%} of the held-out loss")
+            self.say(f"{ACQUIRED} at step {since}: a row's own map beats another's by {gain:z.1%} of the held-out loss")
             self._write({"step": step, "event": ACQUIRED, "since": since})
             return
         by = self.config.watch.expect_by

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from controlkit.training.curves import _EVENT, PANEL, WIDTH, draw_curves, nice_ticks, panels_of
+from controlkit.training.curves import _EVENT, _GREY, _ORANGE, PANEL, WIDTH, draw_curves, nice_ticks, panels_of
 
 
 def gain(mean):
@@ -54,6 +54,17 @@ def test_the_event_stands_at_its_step():
     with_event, without = columns(draw_curves(made_up())), columns(draw_curves(made_up(event=False)))
     assert len(without) == 0
     assert with_event.mean() == pytest.approx((72 + WIDTH - 24) / 2, abs=3)
+
+
+def test_what_the_first_samples_stand_beside_is_seen():
+    """A dashed line of one point would be none."""
+    rows = [
+        {"step": 1, "loss": 0.3},
+        {"step": 1, "fidelity": {"metric": "canny_f1_1px", **gain(0.5), "chance": 0.2, "real": 0.9}},
+    ]
+    image = draw_curves(rows).astype(int)
+    for colour in (_ORANGE, _GREY):
+        assert (np.abs(image[PANEL + 40 :] - colour).max(axis=2) == 0).sum() > 20
 
 
 @pytest.mark.parametrize("points", [[(1, 0.5)], [(1, 0.5), (2, 0.5)], [(1, 0.0), (2, 0.0)]])
