@@ -223,18 +223,17 @@ def train(
                 telemetry.fidelity(step, scores)
             if config.cache == "disk":
                 let_encoders_rest(pipeline, accelerator.device)
-
         del result  # a copy, where weights lie in shares
 
         # Save a checkpoint.
         if "save" in now:
-            saved, steps_taken = nets.saved(here=processes.first), nets.optimizer.give(here=processes.first)
+            saved, moments = nets.saved(here=processes.first), nets.optimizer.give(here=processes.first)
             if processes.first:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
                 now_at = State(step, rows_seen, scaler, asdict(log.guard), log.guard.calm)
-                save_checkpoint(run.checkpoints, now_at, saved, steps_taken)
+                save_checkpoint(run.checkpoints, now_at, saved, moments)
                 drop_old_checkpoints(run.checkpoints, config.keep_checkpoints)
-            del saved, steps_taken
+            del saved, moments
             processes.wait()
         log.restart_clock()
         if stopped:
