@@ -82,7 +82,7 @@ def unbroken_and_killed(data, tmp_path, *, processes, workers, steps, kills):
 @pytest.mark.parametrize("workers", [0, 2])
 @forms
 def test_killed_twice(make, dataset, tmp_path, processes, workers):
-    data = make(dataset, tmp_path / "out")
+    data = make(dataset, tmp_path / "data")
     unbroken_and_killed(data, tmp_path, processes=processes, workers=workers, steps=40, kills=2)
 
 
