@@ -20,11 +20,10 @@ from controlkit.training.sharding import (
     OptimizerState,
     ZeroState,
     put_together,
-    put_together_here,
     share_out,
     without_weights,
 )
-from controlkit.training.speed import precision
+from controlkit.training.speed import autocast, precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +69,7 @@ class Learned:
         empty = {name: without_weights(net) for name, net in self.networks.items()} if kind == "FSDP" else {}
         if kind == "DEEPSPEED":
             for net in self.networks.values():
-                net.forward = self._autocast(accelerator.device)(net.forward)
+                net.forward = autocast(accelerator.device, self.precision)(net.forward)
         *wrapped, stepping = accelerator.prepare(*self.networks.values(), optimizer)
         self._empty = empty
         for name, average in self.averages.items() if empty else ():
@@ -80,16 +79,13 @@ class Learned:
             self.optimizer = ZeroState(optimizer, stepping.optimizer, self.parameters())
         return dict(zip(self.networks, wrapped, strict=True)), stepping
 
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
-
     def saved(self, *, here: bool = True) -> dict[str, Any]:
         """What a checkpoint holds; whole on the process that writes it, which alone needs it."""
         held = {**self.networks, **{name + AVERAGE: average for name, average in self.averages.items()}}
         if not self._empty:
             return held
         return {
-            name: put_together_here(net, self._empty[name.removesuffix(AVERAGE)], here=here)
+            name: put_together(net, self._empty[name.removesuffix(AVERAGE)], here=here, device="cpu")
             for name, net in held.items()
         }
 

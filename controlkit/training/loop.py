@@ -149,13 +149,11 @@ def train_task(
         log.flush(together)
 
         # Save a checkpoint.
-        if "save" in now:
-            if processes.first:
-                scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-                now_at = State(step, rows_seen, scaler, asdict(log.guard), log.guard.calm)
-                save_checkpoint(run.checkpoints, now_at, saved, optimizer.state_dict())
-                drop_old_checkpoints(run.checkpoints, config.keep_checkpoints)
-            processes.wait()
+        if "save" in now and processes.first:
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+            now_at = State(step, rows_seen, scaler, asdict(log.guard), log.guard.calm)
+            save_checkpoint(run.checkpoints, now_at, saved, optimizer.state_dict())
+            drop_old_checkpoints(run.checkpoints, config.keep_checkpoints)
 
         # Paint samples, of the averages where there are any.
         if "sample" in now and processes.first:

@@ -48,22 +48,16 @@ def without_weights(network: Any) -> Any:
     return copy.deepcopy(network, tensors)
 
 
-def put_together(network: Any, empty: Any) -> Any:
-    """The whole network, on each process: `empty`, as made by `without_weights`, filled with what lies in shares."""
-    return _filled(empty, {name: whole_tensor(value) for name, value in network.state_dict().items()})
-
-
-def put_together_here(network: Any, empty: Any, *, here: bool) -> Any:
-    """The whole network in the memory of the CPU, on the process that wants it; None on the others."""
+def put_together(network: Any, empty: Any, *, here: bool = True, device: str | None = None) -> Any:
+    """The whole network on the processes that want it `here`, None on the others: `empty`, as made by
+    `without_weights`, filled with what lies in shares. On `device`, or where the shares are."""
     state = {}
     for name, value in network.state_dict().items():
-        whole = whole_tensor(value)
+        tensor = whole_tensor(value)
         if here:
-            state[name] = whole.cpu()
-    return _filled(empty, state) if here else None
-
-
-def _filled(empty: Any, state: dict[str, torch.Tensor]) -> Any:
+            state[name] = tensor.to(device)
+    if not here:
+        return None
     whole = without_weights(empty)
     whole.load_state_dict(state, assign=True)
     return whole

@@ -18,6 +18,11 @@ def precision(config: TrainConfig) -> torch.dtype:
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision]
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Under which float32 weights compute in that precision."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def choose_arithmetic(config: TrainConfig) -> None:
     """Whether float32 products may be rounded to TensorFloat-32, of whole processes (NVIDIA GPUs since Ampere)."""
     torch.backends.cuda.matmul.allow_tf32 = config.tf32

@@ -31,6 +31,7 @@ from controlkit.training.batches import collate
 from controlkit.training.draws import generator
 from controlkit.training.dropout import ControlDropout
 from controlkit.training.objective import encode_texts, latents, losses_of, predict_noised
+from controlkit.training.speed import autocast
 from controlkit.training.watch_config import BINS
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Watch:
 
     def _predict(self, models: Models, trial: _Trial, control: torch.Tensor) -> torch.Tensor:
         batch = dataclasses.replace(trial.batch, control=control.to(trial.x_0.device))
-        with torch.autocast(trial.x_0.device.type, models.dtype, enabled=models.dtype != torch.float32):
+        with autocast(trial.x_0.device, models.dtype):
             return predict_noised(models, batch, trial.x_0, trial.text).float()
 
     @torch.no_grad()
